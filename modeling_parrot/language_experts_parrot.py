@@ -1,0 +1,111 @@
+"""The projector and the text-guided mixture of language experts (PARROT, section 4.3, equations 2 to 5)."""
+
+import torch
+from configuration_parrot import ParrotConfig
+from torch import nn
+from transformers.activations import ACT2FN
+
+
+class ParrotMultiModalProjector(nn.Module):
+    """Two linear layers with an activation between them: tower features [..., Dv] to word embeddings' width [..., C]."""
+
+    def __init__(self, config: ParrotConfig):
+        super().__init__()
+        vision_width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
+        self.linear_1 = nn.Linear(vision_width, text_width, bias=config.multimodal_projector_bias)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(text_width, text_width, bias=config.multimodal_projector_bias)
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(image_features)))
+
+
+class ParrotRouter(nn.Linear):
+    """Equation 3's linear layer, without bias. A class of its own, so that its initialisation (uniform routing) is."""
+
+
+class ParrotExpertOutput(nn.Linear):
+    """The experts' last layer. A class of its own, because it starts at zero: new experts change no visual token."""
+
+
+class ParrotLanguageExperts(nn.Module):
+    """
+    Mixture of language experts, guided by the text of the prompt.
+
+    An image's routing probabilities depend on the image and its text, not on the token. So the E experts of width I
+    are one wide MLP of E * I hidden units, scaled block-wise by the probabilities: three large products, no loop over
+    experts, and plain linear layers that LoRA, quantisation and sharding know.
+
+    Shapes: N images, S visual tokens, L tokens of routing text, C width of the language model, E experts.
+    """
+
+    def __init__(self, config: ParrotConfig):
+        super().__init__()
+        self.num_experts = config.num_language_experts
+        self.num_active = config.num_active_experts or self.num_experts
+        self.expert_scale = config.expert_scale
+        self.residual_scale = config.residual_scale
+        width, hidden = config.text_config.hidden_size, self.num_experts * config.expert_intermediate_size
+        with_bias = config.expert_type == "mlp"
+
+        self.router = ParrotRouter(width, self.num_experts, bias=False)
+        self.gate_proj = None if with_bias else nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=with_bias)
+        self.act = ACT2FN[config.expert_hidden_act]
+        self.down_proj = ParrotExpertOutput(hidden, width, bias=False)
+        # The output biases cannot be one wide bias: each expert's own is weighted by its probability.
+        self.down_bias = ParrotExpertOutput(self.num_experts, width, bias=False) if with_bias else None
+
+    def guide(
+        self, class_feature: torch.Tensor, text_embeddings: torch.Tensor, text_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Equation 2: the image's CLS token attends to the word embeddings of its routing text.
+
+        Args:
+            class_feature: [N, C].
+            text_embeddings: [N, L, C].
+            text_mask: [N, L], true or 1 on text, false or 0 on padding. A row without text gives zeros.
+
+        Returns:
+            [N, C].
+        """
+        text_mask = text_mask.bool()
+        scores = torch.einsum("nc,nlc->nl", class_feature, text_embeddings) * class_feature.shape[-1] ** -0.5  # [N, L]
+        scores = scores.float().masked_fill(~text_mask, torch.finfo(torch.float32).min)
+        weights = scores.softmax(dim=-1) * text_mask  # a row without text becomes zero, not a mean of padding
+        return torch.einsum("nl,nlc->nc", weights.to(text_embeddings.dtype), text_embeddings)  # [N, C]
+
+    def route(self, guidance: torch.Tensor) -> torch.Tensor:
+        """Equation 3: probabilities [N, E] in float32 from the guidance [N, C]."""
+        return self.router(guidance).float().softmax(dim=-1)
+
+    def select(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Keeps each image's k most probable experts and sets the others to zero; [N, E] to [N, E]. Not rescaled."""
+        if self.num_active == self.num_experts:
+            return probabilities
+        kept = probabilities.topk(self.num_active, dim=-1)
+        return torch.zeros_like(probabilities).scatter(-1, kept.indices, kept.values)
+
+    def forward(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """
+        Equations 4 and 5.
+
+        Args:
+            features: projected image features [N, S, C].
+            weights: each image's expert weights [N, E].
+
+        Returns:
+            The visual tokens G [N, S, C], in the features' dtype.
+        """
+        weights = weights.to(features.dtype)
+        up = self.up_proj(features)  # [N, S, E * I]
+        hidden = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(features)) * up
+        hidden = hidden.unflatten(-1, (self.num_experts, -1)) * weights[:, None, :, None]  # [N, S, E, I]
+        mixture = self.down_proj(hidden.flatten(-2))  # [N, S, C]
+        if self.down_bias is not None:
+            mixture = mixture + self.down_bias(weights)[:, None]
+        return self.residual_scale * features + self.expert_scale * mixture
+
+
+__all__ = ["ParrotLanguageExperts", "ParrotMultiModalProjector"]

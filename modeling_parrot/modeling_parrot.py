@@ -1,0 +1,667 @@
+"""Parrot: vision tower, projector, text-guided language experts and language model (PARROT, section 4.3)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from configuration_parrot import ParrotConfig
+from modeling_parrot.language_experts_parrot import (
+    ParrotExpertOutput,
+    ParrotLanguageExperts,
+    ParrotMultiModalProjector,
+    ParrotRouter,
+)
+from torch import nn
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+
+@dataclass
+class ParrotImageFeatures(BaseModelOutputWithPooling):
+    """
+    Output of `get_image_features`.
+
+    `pooler_output` is a list with one tensor [S, C] per image, the visual tokens for the language model;
+    `last_hidden_state` [num_images, S + prefix, Dv] is the tower's selected hidden state; `router_probs`
+    [num_images, E] (float32) are equation 3's probabilities, `None` without experts.
+    """
+
+    router_probs: torch.FloatTensor | None = None
+
+
+@dataclass
+class ParrotModelOutputWithPast(BaseModelOutputWithPast):
+    """
+    Output of `ParrotModel`: that of the language model, and, when images were encoded, `image_hidden_states`
+    [num_images * S, C] and `router_probs` [num_images, E] (float32).
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    router_probs: torch.FloatTensor | None = None
+
+
+@dataclass
+class ParrotCausalLMOutputWithPast(ModelOutput):
+    """
+    Output of `ParrotForConditionalGeneration`: `loss` (scalar, with labels), `logits` [batch, length, vocabulary],
+    and the fields of [`ParrotModelOutputWithPast`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    router_probs: torch.FloatTensor | None = None
+
+
+class ParrotPreTrainedModel(PreTrainedModel):
+    config_class = ParrotConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        # Experts start at zero and the router uniform, so that stage 2 starts exactly where stage 1 ended.
+        if isinstance(module, ParrotExpertOutput | ParrotRouter):
+            init.zeros_(module.weight)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As `PreTrainedModel.from_pretrained`, and refuses a folder whose projector or experts are not the ones asked
+        for. `num_language_experts=E` on a folder saved without experts adds E new ones, which change nothing at first.
+
+        Raises:
+            ValueError: the weights have no projector, a part of the experts only, or another number of experts.
+        """
+        asked = kwargs.get("num_language_experts", getattr(kwargs.get("config"), "num_language_experts", None))
+        if asked is not None:
+            saved = ParrotConfig.get_config_dict(pretrained_model_name_or_path)[0].get("num_language_experts", asked)
+            if saved not in (0, asked):
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} was saved with {saved} language experts, but {asked} were asked "
+                    f"for. Load it with {saved}, or start from a folder without experts (after the alignment stage)."
+                )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
+        if lost := sorted(key for key in missing if "multi_modal_projector." in key):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds no projector (missing: {', '.join(lost)}), so it is no Parrot "
+                "checkpoint. To build one from a vision tower and a language model, use "
+                "`ParrotForConditionalGeneration.from_vision_text_pretrained`."
+            )
+        expert_keys = {key for key, _ in model.named_parameters() if "language_experts." in key}
+        lost_experts = sorted(expert_keys & missing)
+        if (lost_experts and expert_keys - missing) or any("language_experts." in key for key in unexpected):
+            raise ValueError(
+                f"The language experts in {pretrained_model_name_or_path} do not fit the configuration "
+                f"(num_language_experts={model.config.num_language_experts}, expert_type={model.config.expert_type}); "
+                f"missing: {lost_experts or 'none'}; "
+                f"unexpected: {sorted(key for key in unexpected if 'language_experts.' in key) or 'none'}. "
+                "Load it with the configuration it was saved with."
+            )
+        return (model, info) if output_loading_info else model
+
+
+class ParrotModel(ParrotPreTrainedModel):
+    """Parrot without a language-modelling head."""
+
+    def __init__(self, config: ParrotConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = ParrotMultiModalProjector(config)
+        self.language_experts = ParrotLanguageExperts(config) if config.num_language_experts > 0 else None
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def _encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[torch.Tensor, BaseModelOutputWithPooling]:
+        """The tower's selected hidden state [N, prefix + patches, Dv] and its whole output."""
+        # A frozen tower stores nothing for the backward pass; one that trains (or carries LoRA) does.
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            outputs = self.vision_tower(pixel_values, **{**kwargs, "output_hidden_states": True, "return_dict": True})
+        return outputs.hidden_states[self.config.vision_feature_layer], outputs
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        routing_input_ids: torch.LongTensor | None = None,
+        routing_attention_mask: torch.LongTensor | None = None,
+        expert_weights: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> ParrotImageFeatures:
+        """
+        Encodes images into the visual tokens of the language model (PARROT, equations 2 to 5).
+
+        Args:
+            pixel_values: [num_images, 3, H, W], float.
+            routing_input_ids: [num_images, L], the token ids of the text that guides each image's experts; made by
+                `ParrotProcessor`. Ignored without experts.
+            routing_attention_mask: [num_images, L], 1 on text and 0 on padding; all ones if left out. A row of
+                zeros only means "no text": its guidance is zero.
+            expert_weights: [num_images, E], forces the experts' weights instead of routing, to study them.
+
+        Returns:
+            [`ParrotImageFeatures`].
+
+        Raises:
+            ValueError: the model has experts and neither routing rows nor expert weights were given, or there are
+                not as many of them as images.
+        """
+        selected, outputs = self._encode(pixel_values, **kwargs)
+        features = self.multi_modal_projector(selected)  # [N, prefix + patches, C]
+        patch_size = self.config.vision_config.patch_size
+        patches = (pixel_values.shape[-2] // patch_size) * (pixel_values.shape[-1] // patch_size)
+        prefix = features.shape[1] - patches  # 1 for a CLS token, 0 for towers without one
+
+        router_probs = None
+        if self.language_experts is not None:
+            if expert_weights is None:
+                mask = self._check_routing(pixel_values, routing_input_ids, routing_attention_mask)
+                class_feature = features[:, 0] if prefix > 0 else features.mean(dim=1)  # [N, C]
+                text_embeddings = self.get_input_embeddings()(routing_input_ids).to(features.dtype)  # [N, L, C]
+                router_probs = self.language_experts.route(
+                    self.language_experts.guide(class_feature, text_embeddings, mask)
+                )
+                expert_weights = self.language_experts.select(router_probs)  # [N, E]
+            elif expert_weights.shape != (len(pixel_values), self.config.num_language_experts):
+                raise ValueError(
+                    f"`expert_weights` has shape {tuple(expert_weights.shape)}, but there are {len(pixel_values)} "
+                    f"images and {self.config.num_language_experts} experts: give one row of weights per image."
+                )
+            features = self.language_experts(features, expert_weights)
+        if self.config.vision_feature_select_strategy == "default":
+            features = features[:, prefix:]
+
+        return ParrotImageFeatures(
+            last_hidden_state=selected,
+            pooler_output=list(features),
+            hidden_states=outputs.hidden_states if kwargs.get("output_hidden_states") else None,
+            attentions=outputs.attentions,
+            router_probs=router_probs if router_probs is not None else expert_weights,
+        )
+
+    def _check_routing(self, pixel_values, input_ids, attention_mask) -> torch.Tensor:
+        """Refuses missing or misaligned routing rows; returns the mask [num_images, L]."""
+        images, experts = len(pixel_values), self.config.num_language_experts
+        if input_ids is None:
+            raise ValueError(
+                f"This model routes {images} image(s) through {experts} language experts by the text of the prompt, "
+                "but `routing_input_ids` is missing. Pass on everything that ParrotProcessor returns "
+                "(`routing_input_ids`, `routing_attention_mask`), or force the experts with `expert_weights`."
+            )
+        if input_ids.ndim != 2 or len(input_ids) != images:
+            raise ValueError(
+                f"`routing_input_ids` has shape {tuple(input_ids.shape)}, but there are {images} images: it must have "
+                "one row per image, in the images' order. Batch images and routing rows together, as ParrotProcessor "
+                "does (a pipeline with batch_size > 1 drops rows)."
+            )
+        if attention_mask is None:
+            return torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"`routing_attention_mask` has shape {tuple(attention_mask.shape)}, `routing_input_ids` has "
+                f"{tuple(input_ids.shape)}: they must be equal."
+            )
+        return attention_mask
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor, image_features: torch.FloatTensor
+    ) -> torch.BoolTensor:
+        """Where visual tokens go, [batch, length, 1]; refuses a prompt with another number of placeholders."""
+        if input_ids is None:
+            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        count, expected = mask.sum(), image_features.shape[0]
+        torch_compilable_check(
+            count == expected,
+            lambda: f"Image features and image tokens do not match: {expected} features (of the images in "
+            f"`pixel_values`), but {count} tokens with id {self.config.image_token_id} in the prompt. Let "
+            "ParrotProcessor expand the image placeholders, and do not truncate its result inside an image.",
+        )
+        return mask.unsqueeze(-1)
+
+    def _dummy_image_term(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Zero, computed through tower, projector and experts."""
+        vision = self.config.vision_config
+        pixel_values = inputs_embeds.new_zeros(1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+        routing = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
+        return self.get_image_features(pixel_values, routing).pooler_output[0].sum() * 0.0
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        routing_input_ids: torch.LongTensor | None = None,
+        routing_attention_mask: torch.LongTensor | None = None,
+        expert_weights: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, ParrotImageFeatures] | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> ParrotModelOutputWithPast:
+        """
+        Args:
+            input_ids: [batch, length], with `config.image_token_id` once per visual token.
+            pixel_values: [num_images, 3, H, W], all images of the batch, in reading order.
+            attention_mask: [batch, length], 1 on tokens, 0 on padding.
+            inputs_embeds: [batch, length, C], instead of `input_ids`.
+            routing_input_ids, routing_attention_mask, expert_weights: see `get_image_features`.
+            mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
+            mm_token_type_ids: accepted for callers that pass on all the processor returns; unused.
+
+        Returns:
+            [`ParrotModelOutputWithPast`].
+
+        Raises:
+            ValueError: conflicting inputs, or placeholders and visual tokens differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if pixel_values is not None and mm_encoder_outputs is not None:
+            raise ValueError("Give `pixel_values` or `mm_encoder_outputs` (images that are encoded already), not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if encoded is None and pixel_values is not None:
+            encoded = self.get_image_features(
+                pixel_values, routing_input_ids, routing_attention_mask, expert_weights, return_dict=True
+            )
+        image_features = None
+        if encoded is not None:
+            image_features = torch.cat(list(encoded.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders, image_features)
+        elif self.config.encode_dummy_image and (past_key_values is None or past_key_values.get_seq_length() == 0):
+            inputs_embeds = inputs_embeds + self._dummy_image_term(inputs_embeds).to(inputs_embeds.dtype)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return ParrotModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+            router_probs=getattr(encoded, "router_probs", None),
+        )
+
+
+class ParrotForConditionalGeneration(ParrotPreTrainedModel, GenerationMixin):
+    """
+    Parrot with its language-modelling head: answers questions about images in the language they were asked in.
+
+    Example:
+
+    ```python
+    model = ParrotForConditionalGeneration.from_pretrained("path/or/id")
+    processor = ParrotProcessor.from_pretrained("path/or/id")
+    chat = [{"role": "user", "content": [{"type": "image", "path": "cat.png"}, {"type": "text", "text": "图中是什么？"}]}]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    print(processor.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    ```
+    """
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: ParrotConfig):
+        super().__init__(config)
+        self.model = ParrotModel(config)
+        decoder = self.model.language_model
+        embedding = next(name for name, module in decoder.named_modules() if module is decoder.get_input_embeddings())
+        self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{embedding}.weight"}
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        routing_input_ids: torch.LongTensor | None = None,
+        routing_attention_mask: torch.LongTensor | None = None,
+        expert_weights: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> ParrotImageFeatures:
+        """See [`ParrotModel.get_image_features`]."""
+        return self.model.get_image_features(
+            pixel_values, routing_input_ids, routing_attention_mask, expert_weights, **kwargs
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        routing_input_ids: torch.LongTensor | None = None,
+        routing_attention_mask: torch.LongTensor | None = None,
+        expert_weights: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, ParrotImageFeatures] | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> ParrotCausalLMOutputWithPast:
+        """
+        As [`ParrotModel.forward`], and:
+
+        Args:
+            labels: [batch, length], token ids to predict, -100 where no loss is wanted (text that is not an answer,
+                image placeholders, padding). Not shifted.
+            logits_to_keep: compute logits for the last so many positions only (0: all), or for these positions.
+            kwargs: `num_items_in_batch` and other arguments of the loss function, and of the language model.
+
+        Returns:
+            [`ParrotCausalLMOutputWithPast`].
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            routing_input_ids=routing_input_ids,
+            routing_attention_mask=routing_attention_mask,
+            expert_weights=expert_weights,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **{**kwargs, "return_dict": True},
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return ParrotCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            router_probs=outputs.router_probs,
+        )
+
+    def set_training_stage(self, stage: Literal["alignment", "instruction"]) -> dict[str, dict[str, int]]:
+        """
+        Freezes and unfreezes parameters for one of PARROT's two stages (section 4.4).
+
+        "alignment" trains the projector alone. "instruction" trains projector, language experts and language model
+        (with its head); the vision tower stays frozen in both.
+
+        Returns:
+            `{"trainable": {part: parameters}, "frozen": {part: parameters}}`; a part that shares all its parameters
+            with an earlier one (a tied head) is not listed.
+
+        Raises:
+            ValueError: another name of a stage.
+        """
+        trained = {"alignment": ("projector",), "instruction": ("projector", "experts", "language_model", "head")}
+        if stage not in trained:
+            raise ValueError(f"Unknown training stage {stage!r}; choose one of {', '.join(trained)}.")
+        parts: dict[str, nn.Module | None] = {
+            "vision_tower": self.model.vision_tower,
+            "projector": self.model.multi_modal_projector,
+            "experts": self.model.language_experts,
+            "language_model": self.model.language_model,
+            "head": self.lm_head,
+        }
+        report: dict[str, dict[str, int]] = {"trainable": {}, "frozen": {}}
+        seen: set[int] = set()
+        for name, part in parts.items():
+            parameters = [p for p in part.parameters() if id(p) not in seen] if part is not None else []
+            seen.update(map(id, parameters))
+            for parameter in parameters:
+                parameter.requires_grad_(name in trained[stage])
+            if parameters:
+                report["trainable" if name in trained[stage] else "frozen"][name] = sum(p.numel() for p in parameters)
+        return report
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | os.PathLike,
+        text_model_name_or_path: str | os.PathLike,
+        *,
+        image_token_id: int | None = None,
+        dtype: torch.dtype | str | None = None,
+        **adapter_options: Any,
+    ) -> ParrotForConditionalGeneration:
+        """
+        Builds a Parrot from a vision tower and a language model, with a new projector and new experts.
+
+        Args:
+            vision_model_name_or_path: id or folder of a vision transformer (CLIP, Chinese-CLIP, SigLIP, ...). Of a
+                dual encoder, its vision half is taken.
+            text_model_name_or_path: id or folder of a causal language model whose head is one bias-free product.
+            image_token_id: id of the image placeholder. By default that of `<image>` in the language model's
+                tokenizer, or the first id after the tokenizer's last. Embeddings grow only if they have no such row.
+            dtype: of all weights; by default the language model's own.
+            adapter_options: fields of [`ParrotConfig`], e.g. `num_language_experts=6`.
+
+        Raises:
+            ValueError: the tower lacks weights, or the language model's head computes more than one product.
+        """
+        vision_config = AutoConfig.from_pretrained(vision_model_name_or_path)
+        vision_config = getattr(vision_config, "vision_config", vision_config)
+        if type(vision_config) not in MODEL_MAPPING:
+            raise ValueError(f"{vision_model_name_or_path} is a {vision_config.model_type}, which is no vision tower.")
+        language_model = AutoModelForCausalLM.from_pretrained(text_model_name_or_path, dtype=dtype or "auto")
+        _check_head(language_model)
+        vision_tower, info = MODEL_MAPPING[type(vision_config)].from_pretrained(
+            vision_model_name_or_path, config=vision_config, dtype=language_model.dtype, output_loading_info=True
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{vision_model_name_or_path} lacks weights of its vision tower: {sorted(info['missing_keys'])}."
+            )
+        if image_token_id is None:
+            tokenizer = AutoTokenizer.from_pretrained(text_model_name_or_path)
+            image_token_id = tokenizer.get_vocab().get("<image>", len(tokenizer))
+        size = vision_config.image_size
+        with torch.no_grad():
+            positions = vision_tower(torch.zeros(1, 3, size, size, dtype=vision_tower.dtype)).last_hidden_state.shape[1]
+        if adapter_options.get("vision_feature_select_strategy") == "default":
+            positions = (size // vision_config.patch_size) ** 2
+        config = ParrotConfig(
+            vision_config=vision_config,
+            text_config=language_model.config,
+            image_token_id=image_token_id,
+            image_seq_length=positions,
+            **adapter_options,
+        )
+        return cls._assemble(config, vision_tower, language_model, language_model.get_output_embeddings())
+
+    @classmethod
+    def from_llava_pretrained(
+        cls,
+        llava_model_name_or_path: str | os.PathLike,
+        *,
+        dtype: torch.dtype | str | None = None,
+        **adapter_options: Any,
+    ) -> ParrotForConditionalGeneration:
+        """
+        Turns a LLaVA checkpoint into a Parrot: new experts start at zero, so that it answers as the LLaVA did, and
+        the instruction stage alone makes it multilingual.
+
+        Args:
+            llava_model_name_or_path: id or folder of a `LlavaForConditionalGeneration`.
+            dtype: of all weights; by default the checkpoint's.
+            adapter_options: fields of [`ParrotConfig`]; what LLaVA's own config says is taken from there.
+
+        Raises:
+            ValueError: the checkpoint concatenates several layers of its tower.
+        """
+        llava = LlavaForConditionalGeneration.from_pretrained(llava_model_name_or_path, dtype=dtype or "auto")
+        if not isinstance(llava.config.vision_feature_layer, int):
+            raise ValueError(
+                f"{llava_model_name_or_path} concatenates the tower's layers {llava.config.vision_feature_layer}; "
+                "Parrot reads one layer."
+            )
+        shared = ("projector_hidden_act", "multimodal_projector_bias", "image_seq_length", *_LLAVA_FEATURE_SETTINGS)
+        config = ParrotConfig(
+            vision_config=llava.config.vision_config,
+            text_config=llava.config.text_config,
+            image_token_id=llava.config.image_token_id,
+            **{**{name: getattr(llava.config, name) for name in shared}, **adapter_options},
+        )
+        model = cls._assemble(config, llava.model.vision_tower, llava, llava.lm_head)
+        model.model.multi_modal_projector.load_state_dict(llava.model.multi_modal_projector.state_dict())
+        return model
+
+    @classmethod
+    def _assemble(cls, config, vision_tower, language_model, lm_head) -> ParrotForConditionalGeneration:
+        """Puts loaded parts into a model whose projector and experts are new; loaded weights are not copied."""
+        with torch.device("meta"):
+            model = cls(config)
+        decoder = language_model.get_decoder()
+        if type(decoder) is not type(model.model.language_model):
+            raise ValueError(
+                f"{type(language_model).__name__} has a {type(decoder).__name__} inside, but AutoModel builds a "
+                f"{type(model.model.language_model).__name__} from its config. Parrot needs a decoder that can be "
+                "rebuilt from its own config."
+            )
+        model.model.vision_tower, model.model.language_model, model.lm_head = vision_tower, decoder, lm_head
+        for part in (model.model.multi_modal_projector, model.model.language_experts):
+            if part is not None:
+                part.to_empty(device=decoder.device).to(decoder.dtype)
+                part.apply(model._init_weights)
+        model.tie_weights()
+        rows = model.get_input_embeddings().weight.shape[0]
+        if config.image_token_id >= rows:
+            model.resize_token_embeddings(config.image_token_id + 1, pad_to_multiple_of=64)
+        if language_model.generation_config is not None:
+            model.generation_config = language_model.generation_config
+        return model.eval()
+
+    def to_llava(self) -> LlavaForConditionalGeneration:
+        """
+        A native `LlavaForConditionalGeneration` that computes the same and shares this model's parameters.
+
+        Raises:
+            ValueError: the model has language experts, which LLaVA cannot hold.
+        """
+        if self.config.num_language_experts > 0:
+            raise ValueError(
+                f"This model has {self.config.num_language_experts} language experts; only a model with none can be "
+                "exported to LLaVA."
+            )
+        config = LlavaConfig(
+            vision_config=self.config.vision_config,
+            text_config=self.config.text_config,
+            image_token_index=self.config.image_token_id,
+            image_seq_length=self.config.image_seq_length,
+            projector_hidden_act=self.config.projector_hidden_act,
+            multimodal_projector_bias=self.config.multimodal_projector_bias,
+            tie_word_embeddings=self.config.tie_word_embeddings,
+            **{name: getattr(self.config, name) for name in _LLAVA_FEATURE_SETTINGS},
+        )
+        with torch.device("meta"):
+            llava = LlavaForConditionalGeneration(config)
+        llava.model.vision_tower = self.model.vision_tower
+        llava.model.language_model = self.model.language_model
+        llava.model.multi_modal_projector.load_state_dict(self.model.multi_modal_projector.state_dict(), assign=True)
+        llava.lm_head = self.lm_head
+        llava.generation_config = self.generation_config
+        return llava.eval()
+
+
+_LLAVA_FEATURE_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy")
+
+
+@torch.no_grad()
+def _check_head(language_model: PreTrainedModel) -> None:
+    """
+    Refuses a language model whose logits are not one bias-free product of its last hidden state.
+
+    The hidden state is replaced by a large one on its way to the head, so that soft caps show as well.
+    """
+    name = type(language_model).__name__
+    head = language_model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ValueError(
+            f"The head of {name} is {head}; Parrot supports language models whose head is one linear layer without "
+            "bias (Qwen2, Qwen3, Llama, Vicuna, Mistral, Gemma, ...)."
+        )
+    seen: dict[str, torch.Tensor] = {}
+
+    def enlarge(module, args, output):
+        output.last_hidden_state = seen["hidden"] = output.last_hidden_state * 1000
+        return output
+
+    hook = language_model.get_decoder().register_forward_hook(enlarge)
+    try:
+        logits = language_model(torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)).logits
+    finally:
+        hook.remove()
+    expected = head(seen["hidden"])
+    if not torch.allclose(logits.float(), expected.float(), rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
+        raise ValueError(
+            f"The head of {name} does more than one product (scaling or a soft cap), and Parrot would compute other "
+            "logits. Choose a language model with a plain head (Qwen2, Qwen3, Llama, Vicuna, Mistral, Gemma, ...)."
+        )
+
+
+__all__ = ["ParrotForConditionalGeneration", "ParrotModel", "ParrotPreTrainedModel"]

@@ -1,0 +1,528 @@
+"""Parrot's processor: images, placeholders, chat templates, and the text that guides each image's experts."""
+
+import os
+import re
+from typing import Any, Literal, NamedTuple
+
+from configuration_parrot import AUTO_MAP, ParrotConfig, is_remote_code, save_shipped_code
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+
+IMAGE_TOKEN = "<image>"
+
+# Contents of a message: text as it is, an image as its placeholder and a line break, in the given order.
+_CONTENT_MACRO = (
+    "{%- macro write(content) -%}"
+    "{%- if content is string -%}{{ content }}"
+    "{%- else -%}{%- for part in content -%}"
+    "{%- if part['type'] == 'image' -%}{{ '<image>\n' }}"
+    "{%- elif part['type'] == 'text' -%}{{ part['text'] }}"
+    "{%- else -%}{{ raise_exception('Unknown content type ' ~ part['type'] ~ '; use \"text\" or \"image\".') }}"
+    "{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{%- endmacro -%}"
+)
+
+# The order of roles is part of the format the models were trained on: an optional system message, then user and
+# assistant in turn.
+_ROLE_CHECK = (
+    "{%- set turns = messages[1:] if messages and messages[0]['role'] == 'system' else messages -%}"
+    "{%- for message in turns -%}"
+    "{%- if message['role'] not in ['user', 'assistant'] -%}"
+    "{{ raise_exception('Unknown role ' ~ message['role'] ~ ' in message ' ~ loop.index ~ '; use user and assistant, "
+    "and system for the first message only.') }}"
+    "{%- elif (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Message ' ~ loop.index ~ ' is from the ' ~ message['role'] ~ ', but user and assistant must "
+    "alternate, starting with the user.') }}"
+    "{%- endif -%}{%- endfor -%}"
+)
+
+CHAT_TEMPLATES = {
+    # Qwen's markup, with the system prompt PARROT was trained with.
+    "chatml": _CONTENT_MACRO
+    + _ROLE_CHECK
+    + "{{- '<|im_start|>system\n' }}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}{{ write(messages[0]['content']) }}"
+    "{%- else -%}{{ 'You are a helpful assistant.' }}{%- endif -%}"
+    "{{- '<|im_end|>\n' }}"
+    "{%- for message in turns -%}"
+    "{%- if message['role'] == 'user' -%}"
+    "{{ '<|im_start|>user\n' ~ write(message['content']) ~ '<|im_end|>\n' }}"
+    "{%- else -%}"
+    "{{ '<|im_start|>assistant\n' }}"
+    "{%- generation -%}{{ write(message['content']) ~ '<|im_end|>' }}{%- endgeneration -%}"
+    "{{- '\n' }}"
+    "{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}",
+    # Vicuna v1.1's, as LLaVA-1.5 and LRM-LLaVA use it.
+    "vicuna": _CONTENT_MACRO
+    + _ROLE_CHECK
+    + "{{- bos_token }}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}{{ write(messages[0]['content']) }}"
+    "{%- else -%}{{ 'A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' }}{%- endif -%}"
+    "{{- ' ' }}"
+    "{%- for message in turns -%}"
+    "{%- if message['role'] == 'user' -%}"
+    "{{ 'USER: ' ~ write(message['content']) ~ ' ASSISTANT:' }}"
+    "{%- else -%}"
+    "{{ ' ' }}{%- generation -%}{{ write(message['content']) ~ eos_token }}{%- endgeneration -%}"
+    "{%- endif -%}{%- endfor -%}",
+}
+
+# Unicode noncharacters: never part of interchanged text. They mark where contents begin and end while a
+# conversation is rendered a second time to find its turns.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+
+
+class _Turn(NamedTuple):
+    """Character spans of one turn in a rendered prompt; `answer` is None while the turn has none."""
+
+    user: tuple[int, int]
+    answer: tuple[int, int] | None
+
+
+class _Markers(NamedTuple):
+    """What a chat template writes around contents, found by rendering a sentinel conversation."""
+
+    user_open: str  # before a user's text
+    answer_open: str  # between a user's text and the answer
+    answer_close: str  # end of the answer that is trained on (e.g. `<|im_end|>`)
+    next_user: str  # between an answer and the next user's text
+
+
+class ParrotProcessor(ProcessorMixin):
+    r"""
+    Turns images and text into the inputs of [`ParrotForConditionalGeneration`].
+
+    Beside `input_ids`, `attention_mask`, `mm_token_type_ids` [batch, length] and `pixel_values`
+    [num_images, 3, H, W], it returns one *routing row* per image, the tokens of the text that guides the image's
+    language experts: `routing_input_ids` and `routing_attention_mask` [num_images, L]. They never hold an answer.
+
+    Args:
+        image_processor: pads to a square with the mean colour (PARROT, LLaVA-1.5) and resizes.
+        tokenizer: a fast tokenizer that knows the image token.
+        patch_size (`int`): of the vision tower, in pixels.
+        num_additional_image_tokens (`int`): tokens the tower puts before the patches (1 for a CLS token).
+        vision_feature_select_strategy (`"full"` or `"default"`): as in [`ParrotConfig`].
+        routing_scope (`"turn"`, `"prompt"` or `None`): as in [`ParrotConfig`]; `None` makes no routing rows.
+        image_token (`str`): the placeholder in text.
+        chat_template (`str`): a Jinja template.
+
+    Raises:
+        ValueError: the tokenizer has no image token, or cannot map tokens to characters.
+    """
+
+    return_mm_token_type_ids = True
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size: int | None = None,
+        num_additional_image_tokens: int = 1,
+        vision_feature_select_strategy: Literal["full", "default"] = "full",
+        routing_scope: Literal["turn", "prompt"] | None = "turn",
+        image_token: str = IMAGE_TOKEN,
+        chat_template: str | None = None,
+        **kwargs,
+    ):
+        if tokenizer is not None:
+            vocabulary = tokenizer.get_vocab()
+            if image_token not in vocabulary:
+                raise ValueError(
+                    f"The tokenizer does not know the image token {image_token!r}. Add it with "
+                    f"`tokenizer.add_special_tokens({{'additional_special_tokens': [{image_token!r}]}})`, or build the "
+                    "processor with `ParrotProcessor.from_vision_text_pretrained`, which does."
+                )
+            if not tokenizer.is_fast:
+                raise ValueError(
+                    f"{type(tokenizer).__name__} cannot map tokens to characters, which routing rows and training "
+                    "labels need. Load the fast version of this tokenizer."
+                )
+            self.image_token_id = vocabulary[image_token]
+        self.image_token = image_token
+        self.patch_size = patch_size
+        self.num_additional_image_tokens = num_additional_image_tokens
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.routing_scope = routing_scope
+        self._markers: dict[str, _Markers | None] = {}
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    # ------------------------------------------------------------------ building and saving
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | os.PathLike,
+        text_model_name_or_path: str | os.PathLike,
+        *,
+        chat_template: str | None = None,
+        routing_scope: Literal["turn", "prompt"] | None = "turn",
+        vision_feature_select_strategy: Literal["full", "default"] = "full",
+    ) -> "ParrotProcessor":
+        """
+        The processor that goes with `ParrotForConditionalGeneration.from_vision_text_pretrained` of the same two.
+
+        Args:
+            vision_model_name_or_path: id or folder with the tower's config and, for its mean, standard deviation and
+                interpolation, its image processor.
+            text_model_name_or_path: id or folder of the language model's tokenizer. `<image>` is added if missing.
+            chat_template: "chatml", "vicuna" or a Jinja template. By default "chatml" if the tokenizer has
+                `<|im_start|>`, else "vicuna".
+            routing_scope, vision_feature_select_strategy: as in [`ParrotConfig`].
+        """
+        vision_config = AutoConfig.from_pretrained(vision_model_name_or_path)
+        vision_config = getattr(vision_config, "vision_config", vision_config)
+        original = AutoImageProcessor.from_pretrained(vision_model_name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(text_model_name_or_path)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+        if IMAGE_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+        if chat_template is None:
+            chat_template = "chatml" if "<|im_start|>" in tokenizer.get_vocab() else "vicuna"
+        return cls(
+            image_processor=square_image_processor(original, vision_config.image_size),
+            tokenizer=tokenizer,
+            patch_size=vision_config.patch_size,
+            num_additional_image_tokens=_num_prefix_tokens(vision_config),
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            routing_scope=routing_scope,
+            chat_template=CHAT_TEMPLATES.get(chat_template, chat_template),
+        )
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As `ProcessorMixin.save_pretrained`, and writes the shipped code beside the files."""
+        if not is_remote_code(__name__):
+            self.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+            os.makedirs(save_directory, exist_ok=True)
+            save_shipped_code(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    # ------------------------------------------------------------------ image placeholders
+
+    def _placeholders(self, height: int, width: int) -> int:
+        prefix = self.num_additional_image_tokens if self.vision_feature_select_strategy == "full" else 0
+        return (height // self.patch_size) * (width // self.patch_size) + prefix
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Placeholders per image."""
+        size = self.image_processor.crop_size if self.image_processor.do_center_crop else self.image_processor.size
+        return self._placeholders(size["height"], size["width"])
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        return self.image_token * self._placeholders(*image_inputs["pixel_values"][image_idx].shape[-2:])
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        """Placeholders for images of the given (height, width): all the same, since images are padded to squares."""
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(
+            num_image_tokens=[self.num_image_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
+        )
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        """Refuses samples whose image tokens and images differ, naming the sample."""
+        if text is not None and images is not None:
+            samples = [text] if isinstance(text, str) else text
+            nested = isinstance(images, list | tuple) and any(isinstance(group, list | tuple) for group in images)
+            if nested and len(images) == len(samples) and all(isinstance(sample, str) for sample in samples):
+                for index, (sample, group) in enumerate(zip(samples, images, strict=True)):
+                    tokens = sample.count(self.image_token)
+                    given = len(make_flat_list_of_images(group)) if group else 0
+                    if tokens != given:
+                        raise ValueError(
+                            f"Sample {index} has {tokens} {self.image_token} token(s) but {given} image(s). Put one "
+                            f"{self.image_token} into the text for each image (or one image part into the message)."
+                        )
+        super().validate_inputs(images=images, text=text, **kwargs)
+
+    # ------------------------------------------------------------------ calls
+
+    def __call__(self, images=None, text=None, *, routing_text=None, routing_turns=None, **kwargs) -> BatchFeature:
+        """
+        Args:
+            images: an image, a list of images, or one list of images per sample (PIL, array, tensor, path, URL).
+            text: a prompt or a list of prompts with `<image>` where images go; plain, or rendered by the chat
+                template (also a whole conversation: its answers stay out of the routing rows).
+            routing_text (`str` or `list[str]`, *optional*): the text that guides the experts, for all images or one
+                per image, instead of the prompt's own. To study routing.
+            routing_turns: for `apply_chat_template`; the turns of each prompt, where they are known exactly.
+            kwargs: of the tokenizer and the image processor, e.g. `padding=True, return_tensors="pt"`.
+
+        Returns:
+            `BatchFeature`, see the class.
+
+        Raises:
+            ValueError: image tokens and images differ in number, or truncation would cut an image.
+        """
+        wanted = {**kwargs, **kwargs.get("text_kwargs", {})}
+        text = [text] if isinstance(text, str) else text
+        bos = getattr(self.tokenizer, "bos_token", None)
+        if text and bos and all(isinstance(sample, str) and sample.startswith(bos) for sample in text):
+            # The template has written it; the tokenizer would write it twice.
+            kwargs.setdefault("add_special_tokens", False)
+        has_images = images is not None and self.image_token in "".join(text or ())
+        routed = self.routing_scope is not None and has_images
+        if routed:
+            kwargs.update(return_offsets_mapping=True, return_text_replacement_offsets=True)
+        encoded = super().__call__(images=images, text=text, **kwargs)
+        if not routed:
+            return encoded
+
+        prompts = [sample for sample in text if isinstance(sample, str)]
+        if routing_text is None:
+            rows = self._routing_rows(prompts, encoded, routing_turns)
+        else:
+            count = sum(sample.count(self.image_token) for sample in prompts)
+            texts = [routing_text] * count if isinstance(routing_text, str) else list(routing_text)
+            if len(texts) != count:
+                raise ValueError(f"`routing_text` has {len(texts)} texts, but there are {count} images: one per image.")
+            rows = [self.tokenizer(sample, add_special_tokens=False)["input_ids"] for sample in texts]
+        for name in ("offset_mapping", "text_replacement_offsets"):
+            if not wanted.get(f"return_{name}" if name != "offset_mapping" else "return_offsets_mapping"):
+                encoded.pop(name, None)
+        encoded.update(self._pad_rows(rows, wanted.get("return_tensors")))
+        return encoded
+
+    def apply_chat_template(self, conversation, chat_template=None, tokenize: bool = False, **kwargs):
+        """
+        As `ProcessorMixin.apply_chat_template`. When it tokenizes, the turns are taken from the messages themselves,
+        so that markup a user typed neither starts nor ends a turn in the routing rows.
+        """
+        if tokenize and self.routing_scope is not None:
+            template_kwargs = {k: v for k, v in kwargs.items() if k in ("add_generation_prompt", "continue_final_message")}
+            turns = self._turns_of_messages(conversation, chat_template, **template_kwargs)
+            kwargs["processor_kwargs"] = {"routing_turns": turns, **(kwargs.get("processor_kwargs") or {})}
+        return super().apply_chat_template(conversation, chat_template=chat_template, tokenize=tokenize, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "routing_input_ids", "routing_attention_mask"]
+
+    # ------------------------------------------------------------------ routing rows
+
+    def _routing_rows(self, prompts: list[str], encoded: BatchFeature, known_turns) -> list[list[int]]:
+        """One list of token ids per image, cut out of the encoded prompts by character spans."""
+        rows = []
+        for index, prompt in enumerate(prompts):
+            replacements = encoded["text_replacement_offsets"][index]
+            if not replacements:
+                continue
+            turns = known_turns[index] if known_turns else self._turns_of_text(prompt)
+            ids, offsets = encoded["input_ids"][index], encoded["offset_mapping"][index]
+            ids, offsets = (value.tolist() if hasattr(value, "tolist") else value for value in (ids, offsets))
+            # Offsets are those of the prompt with expanded placeholders; spans are moved there.
+            questions = [(turn.user, _moved(self._stripped(turn.user, prompt), replacements)) for turn in turns]
+            answers = [_moved(turn.answer, replacements) for turn in turns if turn.answer]
+            for image in replacements:
+                if self.routing_scope == "prompt":
+                    kept: tuple[float, float] = (0, float("inf"))
+                else:
+                    at = image["span"][0]
+                    kept = next((question for (begin, end), question in questions if begin <= at < end), (0, 0))
+                rows.append(
+                    [
+                        token
+                        for token, span in zip(ids, offsets, strict=True)
+                        if token != self.image_token_id
+                        and _overlap(span, kept)
+                        and not any(_overlap(span, answer) for answer in answers)
+                    ]
+                )
+        return rows
+
+    def _stripped(self, span: tuple[int, int], prompt: str) -> tuple[int, int]:
+        """The span without the white space and image placeholders at its ends."""
+        blank = rf"(?:\s|{re.escape(self.image_token)})*"
+        text = prompt[slice(*span)]
+        start = re.match(blank, text).end()  # type: ignore[union-attr]
+        end = len(re.sub(f"{blank}$", "", text[start:])) + start
+        return span[0] + start, span[0] + end
+
+    def _pad_rows(self, rows: list[list[int]], return_tensors) -> BatchFeature:
+        length = max(1, *map(len, rows)) if rows else 1
+        pad = self.tokenizer.pad_token_id or 0
+        return BatchFeature(
+            {
+                "routing_input_ids": [row + [pad] * (length - len(row)) for row in rows],
+                "routing_attention_mask": [[1] * len(row) + [0] * (length - len(row)) for row in rows],
+            },
+            tensor_type=return_tensors,
+        )
+
+    def _markers_of(self, chat_template: str | None) -> _Markers | None:
+        """The template's markers, or None where a sentinel conversation does not show them."""
+        template = self._resolve_chat_template(chat_template) if chat_template or self.chat_template else None
+        if template is None:
+            return None
+        if template not in self._markers:
+            self._markers[template] = self._find_markers(template)
+        return self._markers[template]
+
+    def _find_markers(self, template: str) -> _Markers | None:
+        texts = ["sentinel-question-1", "sentinel-answer-1", "sentinel-question-2", "sentinel-answer-2"]
+        chat = [{"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": t}]} for i, t in enumerate(texts)]
+        rendered = super().apply_chat_template(chat, chat_template=template)
+        pieces = re.split("|".join(texts), rendered)
+        if len(pieces) != 5:
+            return None
+        before, answer_open, between, answer_open_2, after = pieces
+        close = os.path.commonprefix([between, after])
+        user_open = os.path.commonprefix([before[::-1], between[::-1]])[::-1]
+        if answer_open != answer_open_2 or not (answer_open.strip() and close.strip() and user_open.strip()):
+            return None
+        return _Markers(user_open, answer_open, close.rstrip(), between)
+
+    def check_training_template(self) -> None:
+        """
+        Refuses a chat template that training cannot use: one that does not mark the assistant's text with
+        `{% generation %}`, or whose markers a sentinel conversation does not show.
+
+        Raises:
+            ValueError: what is missing, and what to do.
+        """
+        markers = self._markers_of(None)
+        if markers is None:
+            raise ValueError(
+                "The processor's chat template does not show where questions and answers begin and end, so labels and "
+                'routing rows cannot be told apart. Use `chat_template="chatml"` or "vicuna", or a template that '
+                "writes each message's text unchanged between fixed markers."
+            )
+        if "generation" not in (self.chat_template or ""):
+            raise ValueError(
+                "The processor's chat template has no `{% generation %}` block, so the assistant's text cannot be "
+                "found for the labels. Put the assistant's text and its end marker between `{% generation %}` and "
+                "`{% endgeneration %}`."
+            )
+
+    def _turns_of_text(self, prompt: str) -> list[_Turn]:
+        """Turns of a rendered prompt by its markers. A text without markers is one question."""
+        markers = self._markers_of(None)
+        start = prompt.find(markers.user_open) if markers else -1
+        if start < 0:
+            return [_Turn((0, len(prompt)), None)]
+        turns, position = [], start + len(markers.user_open)
+        while True:
+            # Where the marker is doubtful (a user may type it), the earliest wins: nothing of an answer is kept.
+            end = prompt.find(markers.answer_open.rstrip(), position)
+            if end < 0:
+                turns.append(_Turn((position, len(prompt)), None))
+                return turns
+            answer_start = min(end + len(markers.answer_open), len(prompt))
+            next_user = prompt.find(markers.next_user, answer_start)
+            if next_user < 0:
+                turns.append(_Turn((position, end), self._last_answer(prompt, answer_start, markers)))
+                return turns
+            turns.append(_Turn((position, end), (answer_start, next_user + len(markers.answer_close))))
+            position = next_user + len(markers.next_user)
+
+    @staticmethod
+    def _last_answer(prompt: str, start: int, markers: _Markers) -> tuple[int, int] | None:
+        if start >= len(prompt):
+            return None
+        close = prompt.rfind(markers.answer_close, start)
+        return (start, len(prompt) if close < 0 else close + len(markers.answer_close))
+
+    def _turns_of_messages(self, conversation, chat_template: str | None, **kwargs) -> list[list[_Turn]] | None:
+        """
+        Turns from the messages themselves: each content is rendered between two noncharacters, whose places show
+        where it lies in the prompt. None where the template changes contents; then markers decide.
+        """
+        conversations, _ = self._normalize_conversations(conversation)
+        markers = self._markers_of(chat_template)
+        if markers is None:
+            return None
+        result = []
+        for chat in conversations:
+            marked = [{**message, "content": _wrapped(message.get("content") or "")} for message in chat]
+            render = super().apply_chat_template
+            with_marks = render(marked, chat_template=chat_template, **kwargs)
+            plain = render([dict(message) for message in chat], chat_template=chat_template, **kwargs)
+            if with_marks.replace(_OPEN, "").replace(_CLOSE, "") != plain:
+                return None
+            spans, position = [], 0
+            for piece in re.split(f"([{_OPEN}{_CLOSE}])", with_marks):
+                if piece == _OPEN:
+                    spans.append([position, position])
+                elif piece == _CLOSE:
+                    spans[-1][1] = position
+                else:
+                    position += len(piece)
+            turns: list[_Turn] = []
+            for message, (start, end) in zip(chat, spans, strict=True):
+                if message["role"] == "user":
+                    turns.append(_Turn((start, end), None))
+                elif message["role"] == "assistant" and turns:
+                    end += len(markers.answer_close) if plain.startswith(markers.answer_close, end) else 0
+                    turns[-1] = turns[-1]._replace(answer=(start, end))
+            result.append(turns)
+        return result
+
+
+def _wrapped(content) -> str | list[dict]:
+    """A message's content between the two marks; marks inside it are dropped."""
+
+    def clean(text: str) -> str:
+        return text.replace(_OPEN, "").replace(_CLOSE, "")
+
+    if isinstance(content, str):
+        return _OPEN + clean(content) + _CLOSE
+    parts = [{**part, "text": clean(part["text"])} if "text" in part else part for part in content]
+    return [{"type": "text", "text": _OPEN}, *parts, {"type": "text", "text": _CLOSE}]
+
+
+def _overlap(span: tuple[int, int], other: tuple[float, float]) -> bool:
+    """Whether a token's characters lie in another span, wholly or in part; padding and added tokens have none."""
+    return span[0] < span[1] and span[0] < other[1] and span[1] > other[0]
+
+
+def _moved(span: tuple[int, int], replacements: list[dict[str, Any]]) -> tuple[int, int]:
+    """A character span of the prompt, in the prompt with expanded placeholders."""
+
+    def move(position: int) -> int:
+        before = [item for item in replacements if item["span"][1] <= position]
+        return position + sum(len(item["replacement"]) - len(item["text"]) for item in before)
+
+    return move(span[0]), move(span[1])
+
+
+def square_image_processor(original, image_size: int) -> LlavaImageProcessorPil:
+    """
+    An image processor that pads to a square with the mean colour and resizes to `image_size` pixels, with the
+    original's mean, standard deviation, scale and interpolation.
+
+    It is the PIL version on purpose: torchvision's interpolation differs in the last digits, and checkpoints should
+    see the same pixels wherever they run.
+    """
+    side = {"height": image_size, "width": image_size}
+    return LlavaImageProcessorPil(
+        do_pad=True,
+        do_resize=True,
+        size=side,
+        do_center_crop=False,
+        crop_size=side,
+        resample=original.resample,
+        rescale_factor=original.rescale_factor,
+        image_mean=original.image_mean,
+        image_std=original.image_std,
+    )
+
+
+def _num_prefix_tokens(vision_config) -> int:
+    """Tokens a tower puts before its patches, counted on a tower without weights."""
+    import torch
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        tower = AutoModel.from_config(vision_config)
+        size = vision_config.image_size
+        positions = tower(torch.zeros(1, 3, size, size)).last_hidden_state.shape[1]
+    return positions - (size // vision_config.patch_size) ** 2
+
+
+__all__ = ["CHAT_TEMPLATES", "IMAGE_TOKEN", "ParrotProcessor"]

@@ -1,0 +1,27 @@
+"""Shared fixtures. The suite runs offline and on few threads, so that a laptop stays usable."""
+
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+import tiny_models  # noqa: E402
+import torch  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+
+torch.set_num_threads(2)
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """`tiny(**options)` gives a tiny Parrot and its processor (see `tiny_models.parrot`); towers and LMs are shared."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    def build(**options):
+        return tiny_models.parrot(folder, **options)
+
+    return build
