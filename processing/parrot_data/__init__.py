@@ -1,0 +1,18 @@
+"""Training data of Parrot: sources, conversations, images, and the collator for the Trainer."""
+
+from parrot_data.collator import ParrotDataCollator
+from parrot_data.conversations import to_row
+from parrot_data.images import BadImageError, ImageReader, load_image
+from parrot_data.sources import ConversationDataset, DataSource, open_sources
+
+
+__all__ = [
+    "BadImageError",
+    "ConversationDataset",
+    "DataSource",
+    "ImageReader",
+    "ParrotDataCollator",
+    "load_image",
+    "open_sources",
+    "to_row",
+]
