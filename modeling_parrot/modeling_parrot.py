@@ -103,8 +103,15 @@ class ParrotPreTrainedModel(PreTrainedModel):
             ValueError: the weights have no projector, a part of the experts only, or another number of experts.
         """
         asked = kwargs.get("num_language_experts", getattr(kwargs.get("config"), "num_language_experts", None))
+        saved_config, _ = ParrotConfig.get_config_dict(pretrained_model_name_or_path)
+        if (found := saved_config.get("model_type")) != ParrotConfig.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a `{found}`, not a Parrot checkpoint. To build a Parrot from a "
+                "vision tower and a language model use `ParrotForConditionalGeneration.from_vision_text_pretrained`, "
+                "from a LLaVA `from_llava_pretrained`."
+            )
         if asked is not None:
-            saved = ParrotConfig.get_config_dict(pretrained_model_name_or_path)[0].get("num_language_experts", asked)
+            saved = saved_config.get("num_language_experts", asked)
             if saved not in (0, asked):
                 raise ValueError(
                     f"{pretrained_model_name_or_path} was saved with {saved} language experts, but {asked} were asked "
@@ -653,7 +660,8 @@ def _check_head(language_model: PreTrainedModel) -> None:
 
     hook = language_model.get_decoder().register_forward_hook(enlarge)
     try:
-        logits = language_model(torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)).logits
+        # Several tokens, since a padding token's embedding may be zero.
+        logits = language_model(torch.arange(8, device=head.weight.device)[None]).logits
     finally:
         hook.remove()
     expected = head(seen["hidden"])
