@@ -1,10 +1,10 @@
 """Parrot for transformers: importing this package registers its classes with the Auto classes."""
 
-from configuration_parrot import ParrotConfig
-from processing_parrot import ParrotProcessor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+from configuration_parrot import ParrotConfig
 from modeling_parrot.modeling_parrot import ParrotForConditionalGeneration, ParrotModel, ParrotPreTrainedModel
+from processing_parrot import ParrotProcessor
 
 
 AutoConfig.register("parrot", ParrotConfig)

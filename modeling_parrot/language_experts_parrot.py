@@ -1,9 +1,10 @@
 """The projector and the text-guided mixture of language experts (PARROT, section 4.3, equations 2 to 5)."""
 
 import torch
-from configuration_parrot import ParrotConfig
 from torch import nn
 from transformers.activations import ACT2FN
+
+from configuration_parrot import ParrotConfig
 
 
 class ParrotMultiModalProjector(nn.Module):

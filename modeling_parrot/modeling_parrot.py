@@ -7,13 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from configuration_parrot import ParrotConfig
-from modeling_parrot.language_experts_parrot import (
-    ParrotExpertOutput,
-    ParrotLanguageExperts,
-    ParrotMultiModalProjector,
-    ParrotRouter,
-)
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
@@ -29,8 +22,15 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
-from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
+
+from configuration_parrot import ParrotConfig
+from modeling_parrot.language_experts_parrot import (
+    ParrotExpertOutput,
+    ParrotLanguageExperts,
+    ParrotMultiModalProjector,
+    ParrotRouter,
+)
 
 
 @dataclass
@@ -43,7 +43,7 @@ class ParrotImageFeatures(BaseModelOutputWithPooling):
     [num_images, E] (float32) are equation 3's probabilities, `None` without experts.
     """
 
-    router_probs: torch.FloatTensor | None = None
+    router_probs: torch.Tensor | None = None
 
 
 @dataclass
@@ -53,8 +53,8 @@ class ParrotModelOutputWithPast(BaseModelOutputWithPast):
     [num_images * S, C] and `router_probs` [num_images, E] (float32).
     """
 
-    image_hidden_states: torch.FloatTensor | None = None
-    router_probs: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    router_probs: torch.Tensor | None = None
 
 
 @dataclass
@@ -64,13 +64,13 @@ class ParrotCausalLMOutputWithPast(ModelOutput):
     and the fields of [`ParrotModelOutputWithPast`].
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    image_hidden_states: torch.FloatTensor | None = None
-    router_probs: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    router_probs: torch.Tensor | None = None
 
 
 class ParrotPreTrainedModel(PreTrainedModel):
@@ -166,10 +166,10 @@ class ParrotModel(ParrotPreTrainedModel):
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.FloatTensor,
-        routing_input_ids: torch.LongTensor | None = None,
-        routing_attention_mask: torch.LongTensor | None = None,
-        expert_weights: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor,
+        routing_input_ids: torch.Tensor | None = None,
+        routing_attention_mask: torch.Tensor | None = None,
+        expert_weights: torch.Tensor | None = None,
         **kwargs,
     ) -> ParrotImageFeatures:
         """
@@ -248,8 +248,8 @@ class ParrotModel(ParrotPreTrainedModel):
         return attention_mask
 
     def get_placeholder_mask(
-        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.FloatTensor, image_features: torch.FloatTensor
-    ) -> torch.BoolTensor:
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.Tensor:
         """Where visual tokens go, [batch, length, 1]; refuses a prompt with another number of placeholders."""
         if input_ids is None:
             image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
@@ -257,35 +257,40 @@ class ParrotModel(ParrotPreTrainedModel):
         else:
             mask = input_ids == self.config.image_token_id
         count, expected = mask.sum(), image_features.shape[0]
-        torch_compilable_check(
-            count == expected,
-            lambda: f"Image features and image tokens do not match: {expected} features (of the images in "
-            f"`pixel_values`), but {count} tokens with id {self.config.image_token_id} in the prompt. Let "
-            "ParrotProcessor expand the image placeholders, and do not truncate its result inside an image.",
-        )
+        if torch.compiler.is_compiling():
+            # Compiled code cannot branch on a tensor; this assertion becomes part of the graph.
+            torch._assert_async(count == expected, "Image features and image tokens do not match.")
+        elif count != expected:
+            raise ValueError(
+                f"Image features and image tokens do not match: {expected} features (of the images in "
+                f"`pixel_values`), but {count} tokens with id {self.config.image_token_id} in the prompt. Let "
+                "ParrotProcessor expand the image placeholders, and do not truncate its result inside an image."
+            )
         return mask.unsqueeze(-1)
 
     def _dummy_image_term(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Zero, computed through tower, projector and experts."""
         vision = self.config.vision_config
-        pixel_values = inputs_embeds.new_zeros(1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+        pixel_values = inputs_embeds.new_zeros(
+            1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size
+        )
         routing = torch.zeros(1, 1, dtype=torch.long, device=inputs_embeds.device)
         return self.get_image_features(pixel_values, routing).pooler_output[0].sum() * 0.0
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        routing_input_ids: torch.LongTensor | None = None,
-        routing_attention_mask: torch.LongTensor | None = None,
-        expert_weights: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        routing_input_ids: torch.Tensor | None = None,
+        routing_attention_mask: torch.Tensor | None = None,
+        expert_weights: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, ParrotImageFeatures] | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> ParrotModelOutputWithPast:
         """
@@ -307,7 +312,9 @@ class ParrotModel(ParrotPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if pixel_values is not None and mm_encoder_outputs is not None:
-            raise ValueError("Give `pixel_values` or `mm_encoder_outputs` (images that are encoded already), not both.")
+            raise ValueError(
+                "Give `pixel_values` or `mm_encoder_outputs` (images that are encoded already), not both."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
@@ -380,10 +387,10 @@ class ParrotForConditionalGeneration(ParrotPreTrainedModel, GenerationMixin):
 
     def get_image_features(
         self,
-        pixel_values: torch.FloatTensor,
-        routing_input_ids: torch.LongTensor | None = None,
-        routing_attention_mask: torch.LongTensor | None = None,
-        expert_weights: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor,
+        routing_input_ids: torch.Tensor | None = None,
+        routing_attention_mask: torch.Tensor | None = None,
+        expert_weights: torch.Tensor | None = None,
         **kwargs,
     ) -> ParrotImageFeatures:
         """See [`ParrotModel.get_image_features`]."""
@@ -394,19 +401,19 @@ class ParrotForConditionalGeneration(ParrotPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        routing_input_ids: torch.LongTensor | None = None,
-        routing_attention_mask: torch.LongTensor | None = None,
-        expert_weights: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        routing_input_ids: torch.Tensor | None = None,
+        routing_attention_mask: torch.Tensor | None = None,
+        expert_weights: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, ParrotImageFeatures] | None = None,
-        mm_token_type_ids: torch.LongTensor | None = None,
+        mm_token_type_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> ParrotCausalLMOutputWithPast:
         """
@@ -529,7 +536,9 @@ class ParrotForConditionalGeneration(ParrotPreTrainedModel, GenerationMixin):
             image_token_id = tokenizer.get_vocab().get("<image>", len(tokenizer))
         size = vision_config.image_size
         with torch.no_grad():
-            positions = vision_tower(torch.zeros(1, 3, size, size, dtype=vision_tower.dtype)).last_hidden_state.shape[1]
+            positions = vision_tower(torch.zeros(1, 3, size, size, dtype=vision_tower.dtype)).last_hidden_state.shape[
+                1
+            ]
         if adapter_options.get("vision_feature_select_strategy") == "default":
             positions = (size // vision_config.patch_size) ** 2
         config = ParrotConfig(

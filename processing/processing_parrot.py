@@ -4,11 +4,11 @@ import os
 import re
 from typing import Any, Literal, NamedTuple
 
-from configuration_parrot import AUTO_MAP, ParrotConfig, is_remote_code, save_shipped_code
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature
-from transformers.image_utils import make_flat_list_of_images
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.processing_utils import MultiModalData, ProcessorMixin
+
+from configuration_parrot import AUTO_MAP, is_remote_code, save_shipped_code
 
 
 IMAGE_TOKEN = "<image>"
@@ -41,9 +41,7 @@ _ROLE_CHECK = (
 
 CHAT_TEMPLATES = {
     # Qwen's markup, with the system prompt PARROT was trained with.
-    "chatml": _CONTENT_MACRO
-    + _ROLE_CHECK
-    + "{{- '<|im_start|>system\n' }}"
+    "chatml": _CONTENT_MACRO + _ROLE_CHECK + "{{- '<|im_start|>system\n' }}"
     "{%- if messages and messages[0]['role'] == 'system' -%}{{ write(messages[0]['content']) }}"
     "{%- else -%}{{ 'You are a helpful assistant.' }}{%- endif -%}"
     "{{- '<|im_end|>\n' }}"
@@ -57,9 +55,7 @@ CHAT_TEMPLATES = {
     "{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}",
     # Vicuna v1.1's, as LLaVA-1.5 and LRM-LLaVA use it.
-    "vicuna": _CONTENT_MACRO
-    + _ROLE_CHECK
-    + "{{- bos_token }}"
+    "vicuna": _CONTENT_MACRO + _ROLE_CHECK + "{{- bos_token }}"
     "{%- if messages and messages[0]['role'] == 'system' -%}{{ write(messages[0]['content']) }}"
     "{%- else -%}{{ 'A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' }}{%- endif -%}"
@@ -68,13 +64,17 @@ CHAT_TEMPLATES = {
     "{%- if message['role'] == 'user' -%}"
     "{{ 'USER: ' ~ write(message['content']) ~ ' ASSISTANT:' }}"
     "{%- else -%}"
-    "{{ ' ' }}{%- generation -%}{{ write(message['content']) ~ eos_token }}{%- endgeneration -%}"
+    "{%- generation -%}{{ ' ' ~ write(message['content']) ~ eos_token }}{%- endgeneration -%}"
     "{%- endif -%}{%- endfor -%}",
 }
 
 # Unicode noncharacters: never part of interchanged text. They mark where contents begin and end while a
 # conversation is rendered a second time to find its turns.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+
+# Options of `apply_chat_template` that shape the text, and those that do not.
+_RENDER_OPTIONS = ("chat_template", "tools", "documents", "add_generation_prompt", "continue_final_message")
+_OTHER_OPTIONS = ("tokenize", "return_dict", "return_tensors", "processor_kwargs", "return_assistant_tokens_mask")
 
 
 class _Turn(NamedTuple):
@@ -88,9 +88,18 @@ class _Markers(NamedTuple):
     """What a chat template writes around contents, found by rendering a sentinel conversation."""
 
     user_open: str  # before a user's text
-    answer_open: str  # between a user's text and the answer
+    answer_open: str  # between a user's text and where the model begins to write
     answer_close: str  # end of the answer that is trained on (e.g. `<|im_end|>`)
     next_user: str  # between an answer and the next user's text
+
+
+class RenderedPrompt(str):
+    """
+    A prompt rendered by `apply_chat_template`. It is a string, and remembers where its turns are: a string alone
+    could not tell the template's markup from the same characters typed by a user.
+    """
+
+    turns: "list[_Turn] | None" = None
 
 
 class ParrotProcessor(ProcessorMixin):
@@ -121,7 +130,7 @@ class ParrotProcessor(ProcessorMixin):
         self,
         image_processor=None,
         tokenizer=None,
-        patch_size: int | None = None,
+        patch_size: int = 14,
         num_additional_image_tokens: int = 1,
         vision_feature_select_strategy: Literal["full", "default"] = "full",
         routing_scope: Literal["turn", "prompt"] | None = "turn",
@@ -143,6 +152,10 @@ class ParrotProcessor(ProcessorMixin):
                     "labels need. Load the fast version of this tokenizer."
                 )
             self.image_token_id = vocabulary[image_token]
+        if type(image_processor).__name__ == "LlavaImageProcessor":
+            # Where torchvision is installed, transformers loads a saved folder with torchvision's interpolation, which
+            # gives other pixels (up to 0.015 after normalisation). Same settings, PIL's interpolation:
+            image_processor = LlavaImageProcessorPil.from_dict(image_processor.to_dict())
         self.image_token = image_token
         self.patch_size = patch_size
         self.num_additional_image_tokens = num_additional_image_tokens
@@ -181,7 +194,9 @@ class ParrotProcessor(ProcessorMixin):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
         if IMAGE_TOKEN not in tokenizer.get_vocab():
-            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+            tokenizer.add_special_tokens(
+                {"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+            )
         if chat_template is None:
             chat_template = "chatml" if "<|im_start|>" in tokenizer.get_vocab() else "vicuna"
         return cls(
@@ -225,7 +240,7 @@ class ParrotProcessor(ProcessorMixin):
             num_image_tokens=[self.num_image_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
         )
 
-    def validate_inputs(self, images=None, text=None, **kwargs):
+    def validate_inputs(self, images=None, text=None, **kwargs):  # type: ignore[override]
         """Refuses samples whose image tokens and images differ, naming the sample."""
         if text is not None and images is not None:
             samples = [text] if isinstance(text, str) else text
@@ -233,7 +248,7 @@ class ParrotProcessor(ProcessorMixin):
             if nested and len(images) == len(samples) and all(isinstance(sample, str) for sample in samples):
                 for index, (sample, group) in enumerate(zip(samples, images, strict=True)):
                     tokens = sample.count(self.image_token)
-                    given = len(make_flat_list_of_images(group)) if group else 0
+                    given = len(group) if isinstance(group, list | tuple) else 1
                     if tokens != given:
                         raise ValueError(
                             f"Sample {index} has {tokens} {self.image_token} token(s) but {given} image(s). Put one "
@@ -281,7 +296,9 @@ class ParrotProcessor(ProcessorMixin):
             count = sum(sample.count(self.image_token) for sample in prompts)
             texts = [routing_text] * count if isinstance(routing_text, str) else list(routing_text)
             if len(texts) != count:
-                raise ValueError(f"`routing_text` has {len(texts)} texts, but there are {count} images: one per image.")
+                raise ValueError(
+                    f"`routing_text` has {len(texts)} texts, but there are {count} images: one per image."
+                )
             rows = [self.tokenizer(sample, add_special_tokens=False)["input_ids"] for sample in texts]
         for name in ("offset_mapping", "text_replacement_offsets"):
             if not wanted.get(f"return_{name}" if name != "offset_mapping" else "return_offsets_mapping"):
@@ -289,16 +306,25 @@ class ParrotProcessor(ProcessorMixin):
         encoded.update(self._pad_rows(rows, wanted.get("return_tensors")))
         return encoded
 
-    def apply_chat_template(self, conversation, chat_template=None, tokenize: bool = False, **kwargs):
+    def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, **kwargs):  # type: ignore[override]
         """
-        As `ProcessorMixin.apply_chat_template`. When it tokenizes, the turns are taken from the messages themselves,
-        so that markup a user typed neither starts nor ends a turn in the routing rows.
+        As `ProcessorMixin.apply_chat_template`. The turns are taken from the messages themselves, so that markup a
+        user typed neither starts nor ends a turn in the routing rows.
         """
-        if tokenize and self.routing_scope is not None:
-            template_kwargs = {k: v for k, v in kwargs.items() if k in ("add_generation_prompt", "continue_final_message")}
-            turns = self._turns_of_messages(conversation, chat_template, **template_kwargs)
+        kwargs = {"chat_template": chat_template, "tools": tools, "documents": documents, **kwargs}
+        if self.routing_scope is None:
+            return super().apply_chat_template(conversation, **kwargs)
+        turns = self._turns_of_messages(conversation, kwargs)
+        if kwargs.get("tokenize"):
             kwargs["processor_kwargs"] = {"routing_turns": turns, **(kwargs.get("processor_kwargs") or {})}
-        return super().apply_chat_template(conversation, chat_template=chat_template, tokenize=tokenize, **kwargs)
+            return super().apply_chat_template(conversation, **kwargs)
+        rendered = super().apply_chat_template(conversation, **kwargs)
+        if turns is None:
+            return rendered
+        prompts = [RenderedPrompt(text) for text in ([rendered] if isinstance(rendered, str) else rendered)]
+        for prompt, prompt_turns in zip(prompts, turns, strict=True):
+            prompt.turns = prompt_turns
+        return prompts[0] if isinstance(rendered, str) else prompts
 
     @property
     def model_input_names(self) -> list[str]:
@@ -313,27 +339,32 @@ class ParrotProcessor(ProcessorMixin):
             replacements = encoded["text_replacement_offsets"][index]
             if not replacements:
                 continue
-            turns = known_turns[index] if known_turns else self._turns_of_text(prompt)
+            turns = known_turns[index] if known_turns else getattr(prompt, "turns", None)
+            turns = turns or self._turns_of_text(prompt)
             ids, offsets = encoded["input_ids"][index], encoded["offset_mapping"][index]
             ids, offsets = (value.tolist() if hasattr(value, "tolist") else value for value in (ids, offsets))
             # Offsets are those of the prompt with expanded placeholders; spans are moved there.
             questions = [(turn.user, _moved(self._stripped(turn.user, prompt), replacements)) for turn in turns]
             answers = [_moved(turn.answer, replacements) for turn in turns if turn.answer]
+            expanded_prompt = _expanded(prompt, replacements)
             for image in replacements:
                 if self.routing_scope == "prompt":
                     kept: tuple[float, float] = (0, float("inf"))
                 else:
                     at = image["span"][0]
                     kept = next((question for (begin, end), question in questions if begin <= at < end), (0, 0))
-                rows.append(
-                    [
-                        token
-                        for token, span in zip(ids, offsets, strict=True)
-                        if token != self.image_token_id
-                        and _overlap(span, kept)
-                        and not any(_overlap(span, answer) for answer in answers)
-                    ]
-                )
+                row: list[int] = []
+                for token, span in zip(ids, offsets, strict=True):
+                    if token == self.image_token_id or not _overlap(span, kept):
+                        continue
+                    answer = next((answer for answer in answers if _overlap(span, answer)), None)
+                    if answer is None:
+                        row.append(token)
+                    elif span[0] < answer[0]:
+                        # A token that reaches into the answer: keep what it would be without it.
+                        before = expanded_prompt[span[0] : answer[0]]
+                        row += self.tokenizer(before, add_special_tokens=False)["input_ids"]
+                rows.append(row)
         return rows
 
     def _stripped(self, span: tuple[int, int], prompt: str) -> tuple[int, int]:
@@ -366,17 +397,23 @@ class ParrotProcessor(ProcessorMixin):
 
     def _find_markers(self, template: str) -> _Markers | None:
         texts = ["sentinel-question-1", "sentinel-answer-1", "sentinel-question-2", "sentinel-answer-2"]
-        chat = [{"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": t}]} for i, t in enumerate(texts)]
-        rendered = super().apply_chat_template(chat, chat_template=template)
-        pieces = re.split("|".join(texts), rendered)
-        if len(pieces) != 5:
+        chat: Any = [
+            {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": t}]}
+            for i, t in enumerate(texts)
+        ]
+        render = super().apply_chat_template
+        pieces = re.split("|".join(texts), render(chat, chat_template=template))
+        question = re.split(texts[0], render(chat[:1], chat_template=template, add_generation_prompt=True))
+        if len(pieces) != 5 or len(question) != 2:
             return None
-        before, answer_open, between, answer_open_2, after = pieces
-        close = os.path.commonprefix([between, after])
-        user_open = os.path.commonprefix([before[::-1], between[::-1]])[::-1]
-        if answer_open != answer_open_2 or not (answer_open.strip() and close.strip() and user_open.strip()):
+        before, between_1, next_user, between_2, after = pieces
+        answer_open = question[1]  # where the model begins to write; a space may follow in a whole conversation
+        close = os.path.commonprefix([next_user, after]).rstrip()
+        user_open = os.path.commonprefix([before[::-1], next_user[::-1]])[::-1]
+        unclear = between_1 != between_2 or between_1.rstrip() != answer_open.rstrip()
+        if unclear or not (answer_open.strip() and close and user_open.strip()):
             return None
-        return _Markers(user_open, answer_open, close.rstrip(), between)
+        return _Markers(user_open, answer_open, close, next_user)
 
     def check_training_template(self) -> None:
         """
@@ -393,7 +430,7 @@ class ParrotProcessor(ProcessorMixin):
                 'routing rows cannot be told apart. Use `chat_template="chatml"` or "vicuna", or a template that '
                 "writes each message's text unchanged between fixed markers."
             )
-        if "generation" not in (self.chat_template or ""):
+        if not re.search(r"\{%-?\s*generation", self._resolve_chat_template(None)):
             raise ValueError(
                 "The processor's chat template has no `{% generation %}` block, so the assistant's text cannot be "
                 "found for the labels. Put the assistant's text and its end marker between `{% generation %}` and "
@@ -404,16 +441,16 @@ class ParrotProcessor(ProcessorMixin):
         """Turns of a rendered prompt by its markers. A text without markers is one question."""
         markers = self._markers_of(None)
         start = prompt.find(markers.user_open) if markers else -1
-        if start < 0:
+        if markers is None or start < 0:
             return [_Turn((0, len(prompt)), None)]
         turns, position = [], start + len(markers.user_open)
         while True:
             # Where the marker is doubtful (a user may type it), the earliest wins: nothing of an answer is kept.
-            end = prompt.find(markers.answer_open.rstrip(), position)
+            end = prompt.find(markers.answer_open, position)
             if end < 0:
                 turns.append(_Turn((position, len(prompt)), None))
                 return turns
-            answer_start = min(end + len(markers.answer_open), len(prompt))
+            answer_start = end + len(markers.answer_open)
             next_user = prompt.find(markers.next_user, answer_start)
             if next_user < 0:
                 turns.append(_Turn((position, end), self._last_answer(prompt, answer_start, markers)))
@@ -428,21 +465,27 @@ class ParrotProcessor(ProcessorMixin):
         close = prompt.rfind(markers.answer_close, start)
         return (start, len(prompt) if close < 0 else close + len(markers.answer_close))
 
-    def _turns_of_messages(self, conversation, chat_template: str | None, **kwargs) -> list[list[_Turn]] | None:
+    def _turns_of_messages(self, conversation, options: dict[str, Any]) -> list[list[_Turn]] | None:
         """
         Turns from the messages themselves: each content is rendered between two noncharacters, whose places show
         where it lies in the prompt. None where the template changes contents; then markers decide.
         """
         conversations, _ = self._normalize_conversations(conversation)
-        markers = self._markers_of(chat_template)
+        markers = self._markers_of(options["chat_template"])
         if markers is None:
             return None
+        template = self._resolve_chat_template(options["chat_template"])
+        render_options = {
+            name: value
+            for name, value in options.items()
+            if name in _RENDER_OPTIONS or (name not in _OTHER_OPTIONS and re.search(rf"\b{name}\b", template))
+        }
+        render = super().apply_chat_template
         result = []
         for chat in conversations:
-            marked = [{**message, "content": _wrapped(message.get("content") or "")} for message in chat]
-            render = super().apply_chat_template
-            with_marks = render(marked, chat_template=chat_template, **kwargs)
-            plain = render([dict(message) for message in chat], chat_template=chat_template, **kwargs)
+            marked: Any = [{**message, "content": _wrapped(message.get("content") or "")} for message in chat]
+            with_marks = render(marked, **render_options)
+            plain = render([dict(message) for message in chat], **render_options)
             if with_marks.replace(_OPEN, "").replace(_CLOSE, "") != plain:
                 return None
             spans, position = [], 0
@@ -458,6 +501,7 @@ class ParrotProcessor(ProcessorMixin):
                 if message["role"] == "user":
                     turns.append(_Turn((start, end), None))
                 elif message["role"] == "assistant" and turns:
+                    start = max(plain.rfind(markers.answer_open, 0, start), 0) + len(markers.answer_open)
                     end += len(markers.answer_close) if plain.startswith(markers.answer_close, end) else 0
                     turns[-1] = turns[-1]._replace(answer=(start, end))
             result.append(turns)
@@ -479,6 +523,15 @@ def _wrapped(content) -> str | list[dict]:
 def _overlap(span: tuple[int, int], other: tuple[float, float]) -> bool:
     """Whether a token's characters lie in another span, wholly or in part; padding and added tokens have none."""
     return span[0] < span[1] and span[0] < other[1] and span[1] > other[0]
+
+
+def _expanded(prompt: str, replacements: list[dict[str, Any]]) -> str:
+    """The prompt with its placeholders expanded."""
+    pieces, last = [], 0
+    for item in replacements:
+        pieces += [prompt[last : item["span"][0]], item["replacement"]]
+        last = item["span"][1]
+    return "".join([*pieces, prompt[last:]])
 
 
 def _moved(span: tuple[int, int], replacements: list[dict[str, Any]]) -> tuple[int, int]:

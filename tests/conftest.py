@@ -6,10 +6,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest  # noqa: E402
-import tiny_models  # noqa: E402
-import torch  # noqa: E402
-from transformers.utils import logging  # noqa: E402
+import pytest
+import tiny_models
+import torch
+from transformers.utils import logging
 
 
 torch.set_num_threads(2)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -22,6 +21,8 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+
+from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
 
 
 IMAGE_SIZE, PATCH = 28, 7
@@ -49,7 +50,8 @@ def tokenizer(eos: str = "<|im_end|>") -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     core.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=eos, bos_token="<s>", pad_token="<|endoftext|>", padding_side="left"
@@ -119,7 +121,10 @@ def picture(index: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
 
 
 def user(text: str, *images: Image.Image) -> dict:
-    return {"role": "user", "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}]}
+    return {
+        "role": "user",
+        "content": [*({"type": "image", "image": i} for i in images), {"type": "text", "text": text}],
+    }
 
 
 def assistant(text: str) -> dict:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from modeling_parrot import ParrotConfig, ParrotForConditionalGeneration, ParrotProcessor
 from tiny_models import (
     LANGUAGE_MODELS,
     NUM_PATCHES,
@@ -21,6 +20,8 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
+
+from modeling_parrot import ParrotConfig, ParrotForConditionalGeneration, ParrotProcessor
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -76,8 +77,21 @@ def test_processor_expands_to_as_many_tokens_as_the_tower_gives(tiny, tower, str
 
 def test_dual_encoder_gives_its_vision_half(tmp_path):
     torch.manual_seed(0)
-    vision = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=7)
-    text = dict(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 28,
+        "patch_size": 7,
+    }
+    text = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=8))
     clip.save_pretrained(tmp_path / "clip")
     save_tower(tmp_path / "preprocessor")
@@ -111,10 +125,10 @@ def test_embeddings_grow_only_without_a_free_row(tmp_path, free_rows):
 def llava(tmp_path):
     torch.manual_seed(0)
     config = LlavaConfig(
-        vision_config=dict(model_type="clip_vision_model", hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-                           num_attention_heads=4, image_size=28, patch_size=7),
-        text_config=dict(model_type="llama", vocab_size=420, hidden_size=48, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2),
+        vision_config={"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+                           "num_attention_heads": 4, "image_size": 28, "patch_size": 7},
+        text_config={"model_type": "llama", "vocab_size": 420, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
+                         "num_attention_heads": 4, "num_key_value_heads": 2},
         image_token_index=405,
         image_seq_length=16,
         vision_feature_select_strategy="default",
@@ -155,5 +169,3 @@ def test_parrot_without_experts_exports_to_native_llava(llava, tmp_path):
 def test_parrot_with_experts_is_not_exported(tiny):
     with pytest.raises(ValueError, match="6 language experts"):
         tiny()[0].to_llava()
-
-

@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from configuration_parrot import AUTO_MAP
-from modeling_parrot import ParrotForConditionalGeneration
 from stranger import run_as_stranger
 from tiny_models import encode, picture, user
+
+from configuration_parrot import AUTO_MAP
+from modeling_parrot import ParrotForConditionalGeneration
 
 
 ANSWER = """

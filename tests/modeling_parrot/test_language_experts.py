@@ -2,19 +2,20 @@
 
 import pytest
 import torch
-from configuration_parrot import ParrotConfig
-from modeling_parrot.language_experts_parrot import ParrotLanguageExperts
 from torch.nn.functional import linear, silu
 
+from configuration_parrot import ParrotConfig
+from modeling_parrot.language_experts_parrot import ParrotLanguageExperts
 
-N, S, C, E, I, L = 3, 5, 16, 4, 6, 7
+
+N, S, C, E, W, L = 3, 5, 16, 4, 6, 7
 
 
 def experts(**options) -> ParrotLanguageExperts:
     config = ParrotConfig(
         text_config={"model_type": "qwen2", "hidden_size": C},
         num_language_experts=E,
-        expert_intermediate_size=I,
+        expert_intermediate_size=W,
         **options,
     )
     torch.manual_seed(0)
@@ -31,12 +32,14 @@ def one_by_one(module: ParrotLanguageExperts, features: torch.Tensor, weights: t
     for image, row in zip(features, weights, strict=True):
         mixture = torch.zeros_like(image)
         for index, weight in enumerate(row):
-            block = slice(index * I, (index + 1) * I)
+            block = slice(index * W, (index + 1) * W)
             if module.gate_proj is None:
                 hidden = silu(linear(image, module.up_proj.weight[block], module.up_proj.bias[block]))
                 output = linear(hidden, module.down_proj.weight[:, block], module.down_bias.weight[:, index])
             else:
-                hidden = silu(linear(image, module.gate_proj.weight[block])) * linear(image, module.up_proj.weight[block])
+                hidden = silu(linear(image, module.gate_proj.weight[block])) * linear(
+                    image, module.up_proj.weight[block]
+                )
                 output = linear(hidden, module.down_proj.weight[:, block])
             mixture = mixture + weight * output
         result.append(module.residual_scale * image + module.expert_scale * mixture)
@@ -70,7 +73,9 @@ def test_gradients_equal_those_of_experts_one_by_one(expert_type):
 
 def test_selection_keeps_the_most_probable_and_does_not_rescale():
     probabilities = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
-    assert experts(num_active_experts=2).select(probabilities).tolist() == [[0.0, pytest.approx(0.4), 0.0, pytest.approx(0.3)]]
+    assert experts(num_active_experts=2).select(probabilities).tolist() == [
+        [0.0, pytest.approx(0.4), 0.0, pytest.approx(0.3)]
+    ]
 
 
 def test_guidance_is_attention_over_words():

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from modeling_parrot import ParrotForConditionalGeneration
 from tiny_models import NUM_PATCHES, assistant, encode, picture, user
+
+from modeling_parrot import ParrotForConditionalGeneration
 
 
 TWO = [user("What is the same in both?", picture(0), picture(1))]
@@ -182,7 +183,9 @@ def test_accessors_that_serving_and_peft_use(tiny):
 
 def test_loss_is_cross_entropy_and_divides_by_the_items_given(tiny):
     model, processor = tiny()
-    inputs = encode(processor, [*ONE, assistant("кошка")], [*TEXT, assistant("kedi")], generate=False, padding_side="right")
+    inputs = encode(
+        processor, [*ONE, assistant("кошка")], [*TEXT, assistant("kedi")], generate=False, padding_side="right"
+    )
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     labels[labels == model.config.image_token_id] = -100
     output = model(**inputs, labels=labels)
@@ -292,10 +295,12 @@ def test_own_modules_compile_without_graph_breaks(tiny):
     expected = model(**inputs).logits
     torch._dynamo.reset()
     explained = torch._dynamo.explain(model)(**inputs)
-    breaks = [str(reason.user_stack) for reason in explained.break_reasons]
-    assert not [place for place in breaks if "_parrot.py" in place.splitlines()[-1]], breaks
-    compiled = torch.compile(model, backend="aot_eager")
+    assert explained.graph_break_count == 0, [str(reason.user_stack) for reason in explained.break_reasons]
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.image_token_id, 5)
+    with pytest.raises(RuntimeError, match="do not match"):
+        compiled(**inputs)
 
 
 # ---------------------------------------------------------------------- training
