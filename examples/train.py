@@ -1,0 +1,314 @@
+"""Trains a Parrot in one of its stages, with the stock `transformers.Trainer`.
+
+    python examples/train.py RECIPE.yaml [--any_training_argument VALUE ...]
+    torchrun --nproc-per-node 8 examples/train.py RECIPE.yaml
+    accelerate launch --config_file configuration/accelerate/zero3.yaml examples/train.py RECIPE.yaml
+
+A recipe holds three kinds of keys, explained in `examples/train_recipe.py`: the model (`checkpoint`, or `preset`, or
+`vision_tower` and `language_model`; `stage`; `lora`), the data (`train_data`, `eval_data`, `max_length`), and any
+argument of `transformers.TrainingArguments`. `configuration/recipes/` has the papers' stages.
+
+    python examples/train.py RECIPE.yaml --resume_from_checkpoint true    # go on after an interruption
+
+The output folder is a whole checkpoint: it loads with `from_pretrained` and can be pushed to the Hub as it is.
+"""
+
+import json
+import os
+import re
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from train_recipe import LORA_TARGETS, DataArguments, ModelArguments, read_recipe, sources
+from train_report import data_summary, memory_estimate, parameter_table, sample_report
+from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import get_parameter_names
+
+from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
+from parrot_data import ConversationDataset, ImageReader, ParrotDataCollator, open_sources
+
+
+ROUTER = re.compile(r"language_experts\.(.*\.)?router\b")
+
+
+def main(arguments: list[str]) -> None:
+    try:
+        trainer, model_args, resume_from = prepare(arguments)
+    except (ValueError, OSError) as error:  # bad input: what is wrong matters, not where in the code it was noticed
+        raise SystemExit(f"error: {error}") from error
+    result = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+    if trainer.eval_dataset:
+        last = [entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step]
+        metrics = {key: value for entry in last for key, value in entry.items() if key.startswith("eval_")}
+        metrics = metrics or trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    save(trainer, model_args)
+
+
+def prepare(arguments: list[str]) -> tuple[Trainer, ModelArguments, str | None]:
+    """Everything up to the first step: recipe, data, model, a look at one batch, and the Trainer.
+
+    Returns:
+        the Trainer, the recipe's model arguments, and the checkpoint to resume from.
+
+    Raises:
+        ValueError, OSError: bad input, in this order: recipe, environment and output folder, data, model, first batch.
+    """
+    model_args, data_args, args = read_recipe(arguments)
+    check_environment(args)
+    resume_from = checkpoint_to_resume(args)
+    train_data, eval_data, reader = load_data(data_args, args)
+
+    set_seed(args.seed)  # a new projector and new experts are the same in every process and every run
+    model, processor = load_model(model_args)
+    model = set_trainable(model, model_args, args)
+    collator = ParrotDataCollator(processor, data_args.max_length)
+    rows = first_rows(train_data, args.per_device_train_batch_size)
+    batch = collator(rows)
+    if args.process_index == 0:
+        print(parameter_table(model))
+        print(memory_estimate(model, args, tuple(batch["input_ids"].shape)))
+        print(data_summary(args, train_data, eval_data))
+        print(sample_report(collator, rows, batch), flush=True)
+    optimizer: Any = lambda: build_optimizer  # noqa: E731 the Trainer calls it to get what builds the optimizer
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=collator,
+        train_dataset=train_data,
+        eval_dataset=eval_data or None,
+        processing_class=processor,
+        callbacks=[SkippedImages(reader)],
+        optimizer_cls_and_kwargs=(optimizer, {"args": args, "router_rate": model_args.router_learning_rate}),
+    )
+    return trainer, model_args, resume_from
+
+
+# ---------------------------------------------------------------------------------------------- before anything loads
+
+
+def check_environment(args: TrainingArguments) -> None:
+    """Refuses what would fail later, or silently compute something else; settles what the Trainer must not guess.
+
+    Raises:
+        ValueError: the output folder cannot be written or holds another run, or several GPUs without processes.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process would become nn.DataParallel, which splits images from their rows. "
+            f"Start one process per GPU (torchrun --nproc-per-node {args.n_gpu} examples/train.py ...) or choose one "
+            "(CUDA_VISIBLE_DEVICES=0)."
+        )
+    folder = Path(str(args.output_dir)).absolute()
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"Output folder {folder} cannot be written: {existing} is no folder or is read-only.")
+    if not args.resume_from_checkpoint and (left := checkpoints(args.output_dir)):
+        raise ValueError(
+            f"{folder} holds checkpoints of an earlier run ({left[-1].name}). Continue it with "
+            "--resume_from_checkpoint true, choose another --output_dir, or remove them."
+        )
+    args.remove_unused_columns = False  # rows carry images and messages, which the collator needs
+    loading: Any = args.accelerator_config
+    loading.dispatch_batches = False  # images are not rows: slicing a batch would tear them apart
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # `encode_dummy_image` lets every batch use every part
+
+
+def checkpoints(folder: str | None) -> list[Path]:
+    """Checkpoints of the Trainer in a folder, oldest first."""
+    found = [path for path in Path(folder or ".").glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | None:
+    """The checkpoint to resume from. `true` is the newest complete one: a run can be killed while it writes one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    wanted = args.resume_from_checkpoint
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() != "true":
+        if not is_complete(Path(wanted)):
+            raise ValueError(f"{wanted} is no complete checkpoint of the Trainer (no readable trainer_state.json).")
+        return str(wanted)
+    for path in reversed(checkpoints(args.output_dir)):
+        if is_complete(path):
+            return str(path)
+        print(f"{path} is incomplete and passed over.")
+    raise ValueError(f"There is no complete checkpoint in {args.output_dir} to resume from.")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """The Trainer writes its state last."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def load_data(data_args: DataArguments, args: TrainingArguments):
+    """Training data, evaluation sets by name, and the reader that counts unreadable images."""
+    train_sources, eval_sources = sources(data_args)
+    reader = ImageReader(data_args.on_bad_image)
+    train_data = open_sources(train_sources, args.data_seed or args.seed, reader)
+    if not isinstance(train_data, ConversationDataset) and args.max_steps <= 0:
+        raise ValueError("A streaming source has no known length: set `max_steps`.")
+    eval_data = {name: ConversationDataset([source], args.seed, reader) for name, source in eval_sources.items()}
+    if data_args.eval_by_language:
+        eval_data = {
+            language if len(eval_sources) == 1 else f"{name}_{language}": part
+            for name, data in eval_data.items()
+            for language, part in data.by_language().items()
+        }
+    return train_data, eval_data, reader
+
+
+def first_rows(train_data, size: int) -> list[dict]:
+    """Rows for a look at the data before training, spread over all sources where that is possible."""
+    if isinstance(train_data, ConversationDataset):
+        return [train_data[int(i)] for i in np.linspace(0, len(train_data) - 1, min(size, len(train_data)))]
+    return list(islice(iter(train_data), size))
+
+
+# ---------------------------------------------------------------------------------------------- model and optimizer
+
+
+def load_model(arguments: ModelArguments) -> tuple[ParrotForConditionalGeneration, ParrotProcessor]:
+    """The model in float32 (bfloat16 weights hardly move at usual learning rates) and its processor.
+
+    Raises:
+        ValueError: the checkpoint is neither a Parrot nor a LLaVA.
+    """
+    options = dict(arguments.adapter)
+    if arguments.checkpoint is None:
+        parts = (arguments.vision_tower, arguments.language_model)
+        model = ParrotForConditionalGeneration.from_vision_text_pretrained(*parts, dtype=torch.float32, **options)
+        processor = ParrotProcessor.from_vision_text_pretrained(*parts, chat_template=arguments.chat_template)
+    else:
+        config = AutoConfig.from_pretrained(arguments.checkpoint)
+        if config.model_type == "llava":
+            model = ParrotForConditionalGeneration.from_llava_pretrained(
+                arguments.checkpoint, dtype=torch.float32, **options
+            )
+            processor = ParrotProcessor.from_vision_text_pretrained(
+                arguments.checkpoint, arguments.checkpoint, chat_template=arguments.chat_template
+            )
+        elif config.model_type == "parrot":
+            model = ParrotForConditionalGeneration.from_pretrained(
+                arguments.checkpoint, dtype=torch.float32, **options
+            )
+            processor = ParrotProcessor.from_pretrained(arguments.checkpoint)
+        else:
+            raise ValueError(
+                f"{arguments.checkpoint} is a {config.model_type}, neither a Parrot nor a LLaVA. To build a Parrot from "
+                "it, name it as `language_model` and add a `vision_tower`."
+            )
+    processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+    processor.routing_scope = model.config.routing_scope if model.config.num_language_experts else None
+    if arguments.attn_implementation is not None:
+        model.set_attn_implementation(arguments.attn_implementation)
+    return model, processor
+
+
+def set_trainable(model: Any, arguments: ModelArguments, args: TrainingArguments) -> Any:
+    """Freezes what the stage does not train, adds LoRA if the recipe asks for it, and prepares the model to train."""
+    model.set_training_stage(arguments.stage)
+    model.config.encode_dummy_image = True  # a batch without images must not leave parts without gradients
+    model.config.get_text_config().use_cache = False
+    if arguments.lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        whole = ["multi_modal_projector", *(["language_experts"] if model.config.num_language_experts else [])]
+        options = {
+            "target_modules": LORA_TARGETS,
+            "modules_to_save": whole,
+            "task_type": "CAUSAL_LM",
+            **arguments.lora,
+        }
+        model = get_peft_model(model, LoraConfig(**options))
+    is_sharded = args.deepspeed is not None or bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    is_sharded = is_sharded or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    halve = arguments.frozen_dtype == "auto" and args.bf16 and args.device.type == "cuda" and not is_sharded
+    if halve or arguments.frozen_dtype == "bfloat16":
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    if args.gradient_checkpointing:
+        model.enable_input_require_grads()  # with a frozen language model nothing else gives the graph a beginning
+    return model
+
+
+def build_optimizer(model: Any, args: TrainingArguments, router_rate: float | None) -> torch.optim.Optimizer:
+    """The optimizer that `args` name, with the router in a group of its own learning rate.
+
+    The Trainer calls this with the model as it trains it, which matters where the model has been wrapped or sharded.
+    """
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], [r"bias", r"norm"]))
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((bool(ROUTER.search(name)), name in decayed), []).append(parameter)
+    return optimizer_class(
+        [
+            {
+                "params": parameters,
+                "weight_decay": args.weight_decay if is_decayed else 0.0,
+                **({"lr": router_rate} if is_router and router_rate is not None else {}),
+            }
+            for (is_router, is_decayed), parameters in groups.items()
+        ],
+        **options,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- while and after
+
+
+class SkippedImages(TrainerCallback):
+    """Says how many rows were left out because of their images, whenever that number has grown, and at the end."""
+
+    def __init__(self, reader: ImageReader):
+        self.reader, self.reported = reader, 0
+
+    def on_log(self, args, state, control, **kwargs):
+        if self.reader.skipped > self.reported:
+            self.reported = self.reader.skipped
+            print(f"Rows skipped for unreadable images so far, process {args.process_index}: {self.reported}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.reader.on_bad_image == "skip":
+            print(f"Rows skipped for unreadable images, process {args.process_index}: {self.reader.skipped}")
+
+
+def save(trainer: Trainer, arguments: ModelArguments) -> None:
+    """Writes the whole checkpoint (or adapter) and says what was made."""
+    model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(str(trainer.args.output_dir))
+    processor: Any = trainer.processing_class
+    model.config.encode_dummy_image = False
+    model.config.use_cache = model.config.get_text_config().use_cache = True
+    trainer.save_model(str(folder))
+    made = [f"{folder}: {'the adapter' if arguments.lora is not None else 'the whole model'} and its processor"]
+    if trainer.is_world_process_zero():
+        if arguments.merge_lora:
+            model.merge_and_unload().save_pretrained(folder / "merged")
+            processor.save_pretrained(folder / "merged")
+            made.append(f"{folder / 'merged'}: the whole model with the adapter merged")
+        print("Wrote", *made, f"after step {trainer.state.global_step}.", sep="\n  ")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes already
+    main(sys.argv[1:])
