@@ -14,6 +14,7 @@ from transformers.configuration_utils import SubConfigSpec
 # The modules a checkpoint carries, by their absolute names. In a checkpoint they lie side by side.
 SHIPPED_MODULES = (
     "configuration_parrot",
+    "modeling_parrot.composition_parrot",
     "modeling_parrot.language_experts_parrot",
     "modeling_parrot.modeling_parrot",
     "processing_parrot",
