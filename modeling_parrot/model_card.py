@@ -16,9 +16,9 @@ from safetensors import safe_open
 from configuration_parrot import ParrotConfig
 
 
-# A wheel carries the template beside this file; in a clone it lies with the cards.
+# A wheel carries the template inside the package; in a clone it lies with the cards.
 _TEMPLATES = (
-    Path(__file__).with_name("model_card_template.md"),
+    Path(__file__).parent / "model_cards" / "template.md",
     Path(__file__).parents[1] / "model_cards" / "template.md",
 )
 _LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
