@@ -115,6 +115,9 @@ class ParrotConfig(PreTrainedConfig):
         encode_dummy_image (`bool`): a batch without images still runs tower, projector and experts, on a blank
             image whose result is multiplied by zero. Needed when parameters are sharded over processes (ZeRO-3,
             FSDP) or gradients are synchronised (DDP), where all ranks must touch the same modules.
+        logits_for_labels_only (`bool`): while training with labels, compute logits only where there is a label, and
+            return none: image placeholders and questions have no loss, so most of the head's work would be for
+            nothing. The loss is the same. Off where a caller reads logits in training (label smoothing).
         tie_word_embeddings (`bool`): follows the language model's own setting.
 
     Example:
@@ -164,6 +167,7 @@ class ParrotConfig(PreTrainedConfig):
     residual_scale: float = 1.0
     routing_scope: Literal["turn", "prompt"] = "turn"
     encode_dummy_image: bool = False
+    logits_for_labels_only: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

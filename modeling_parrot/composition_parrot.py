@@ -78,7 +78,7 @@ class ParrotCompositionMixin:
         if adapter_options.get("vision_feature_select_strategy") == "default":
             positions = (size // vision_config.patch_size) ** 2
         config = ParrotConfig(
-            vision_config=vision_config,
+            vision_config=vision_tower.config,  # the tower's own, so that later settings reach it
             text_config=language_model.config,
             image_token_id=image_token_id,
             image_seq_length=positions,

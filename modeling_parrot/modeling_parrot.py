@@ -432,16 +432,23 @@ class ParrotForConditionalGeneration(ParrotPreTrainedModel, ParrotCompositionMix
             mm_encoder_outputs=mm_encoder_outputs,
             **{**kwargs, "return_dict": True},
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        hidden_states = outputs.last_hidden_state
+        shift_labels = None
+        if labels is not None and self.training and self.config.logits_for_labels_only:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+            supervised = shift_labels != -100
+            hidden_states, shift_labels = hidden_states[supervised][None], shift_labels[supervised][None]  # [1, n, C]
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            hidden_states = hidden_states[:, kept, :]
+        logits = self.lm_head(hidden_states)
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+            vocabulary = self.config.text_config.vocab_size
+            loss = self.loss_function(logits, labels, vocabulary, shift_labels=shift_labels, **kwargs)
         return ParrotCausalLMOutputWithPast(
             loss=loss,
-            logits=logits,
+            logits=logits if shift_labels is None else None,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,

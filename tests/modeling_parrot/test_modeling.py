@@ -195,6 +195,31 @@ def test_loss_is_cross_entropy_and_divides_by_the_items_given(tiny):
     torch.testing.assert_close(model(**inputs, labels=labels, num_items_in_batch=torch.tensor(100)).loss, total / 100)
 
 
+@pytest.mark.parametrize("items", [None, 40])
+def test_logits_for_labels_only_changes_neither_loss_nor_gradients(tiny, items):
+    model, processor = tiny()
+    inputs = encode(processor, TWO, [*TEXT, assistant("kedi")], generate=False, padding_side="right")
+    labels = inputs["input_ids"].clone()
+    labels[:, : labels.shape[1] // 2] = -100
+    labels[inputs["attention_mask"] == 0] = -100
+    options = {} if items is None else {"num_items_in_batch": torch.tensor(items)}
+    model.train()
+    results = []
+    for only in (False, True):
+        model.config.logits_for_labels_only = only
+        model.zero_grad()
+        output = model(**inputs, labels=labels, **options)
+        output.loss.backward()
+        assert (output.logits is None) == only
+        results.append(
+            (output.loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-4, atol=1e-6)
+    assert model.eval()(**inputs, labels=labels).logits is not None
+
+
 # ---------------------------------------------------------------------- generation
 
 
