@@ -1,0 +1,408 @@
+"""Turn concepts and question wording into training and evaluation rows, in the form PARROT and LLaVA use.
+
+    python examples/emoji/conversations.py --output DIR
+
+writes `images/STYLE/ID.png` and, one JSON object per line,
+
+- `stage1.jsonl`: English captions. {"id", "image", "language", "task", "conversations": [{"from", "value"}, ...]}
+- `stage2.jsonl`: visual questions, mostly English, and text-only riddles (rows without "image").
+- `eval.jsonl`: questions on pictures that no training saw, the same in every language.
+- `text.jsonl`: text-only riddles per language, to measure whether training on pictures erodes the text model.
+
+The same arguments always write the same files.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from emoji_data import DATA_DIR, Concept, EmojiData, load_data, load_images
+from PIL import Image, ImageEnhance
+
+
+Row = dict[str, Any]
+Wording = dict[str, dict[str, Any]]
+
+PARROT_LANGUAGES = ("en", "zh", "pt", "ar", "tr", "ru")
+# PARROT table 1: 71k Chinese rows and 12k to 17k of the others beside 665k rows of LLaVA.
+CHINESE_SHARE, OTHER_SHARE = 0.08, 0.04
+TEXT_SHARE, TWO_TURN_SHARE = 0.1, 0.12
+HELD_OUT_RIDDLES = 0.1
+# Held-out concepts are shown in the unseen style and in one that the tower knows.
+KNOWN_STYLE = "noto"
+
+
+def load_questions(data_dir: Path = DATA_DIR) -> Wording:
+    """Read `questions.yaml`: {language: {task: wordings, "separator": text}}."""
+    return yaml.safe_load((data_dir / "questions.yaml").read_text(encoding="utf-8"))
+
+
+def clues(concept: Concept, lang: str) -> list[str]:
+    """The concept's keywords in `lang` that do not give its name away."""
+    name = concept.names[lang].casefold()
+    return [word for word in concept.keywords[lang] if word.casefold() not in name and name not in word.casefold()]
+
+
+def distractors(concept: Concept, pool: Sequence[Concept], rng: random.Random, count: int = 3) -> list[Concept]:
+    """`count` other concepts of the same group out of `pool`.
+
+    Raises:
+        ValueError: the group is too small.
+    """
+    others = [other for other in pool if other.group == concept.group and other.id != concept.id]
+    if len(others) < count:
+        raise ValueError(
+            f"Group {concept.group!r} has only {len(others)} concepts beside {concept.id}, {count} needed."
+        )
+    return rng.sample(others, count)
+
+
+def options_for(concept: Concept, pool: Sequence[Concept], lang: str, rng: random.Random) -> list[str]:
+    """Four names in `lang`, in random order: the concept's and three of its group's."""
+    names = [other.names[lang] for other in (concept, *distractors(concept, pool, rng))]
+    return rng.sample(names, len(names))
+
+
+def naming_question(wording: Wording, lang: str, rng: random.Random) -> str:
+    return rng.choice(wording[lang]["naming"])
+
+
+def choice_question(wording: Wording, lang: str, options: Sequence[str], rng: random.Random) -> str:
+    return rng.choice(wording[lang]["choice"]).format(options=wording[lang]["separator"].join(options))
+
+
+def riddle_question(
+    wording: Wording, lang: str, keywords: Sequence[str], options: Sequence[str] | None, rng: random.Random
+) -> str:
+    separator = wording[lang]["separator"]
+    if options is None:
+        return rng.choice(wording[lang]["riddle"]).format(keywords=separator.join(keywords))
+    template = rng.choice(wording[lang]["riddle_choice"])
+    return template.format(keywords=separator.join(keywords), options=separator.join(options))
+
+
+def caption_answer(concept: Concept, rng: random.Random) -> str:
+    """An English caption: the name, then up to three keywords."""
+    words = clues(concept, "en")
+    some = rng.sample(words, min(len(words), rng.randint(1, 3)))
+    return f"{concept.names['en']}: {', '.join(some)}" if some else concept.names["en"]
+
+
+def is_held_out_riddle(concept: Concept, lang: str, keywords: Sequence[str]) -> bool:
+    """Whether this set of keywords, in any order, is kept for evaluation: one in ten, by hash."""
+    key = "|".join([concept.id, lang, *sorted(keywords)])
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT_RIDDLES
+
+
+def riddle_keywords(
+    concept: Concept, lang: str, rng: random.Random, held_out: bool, tries: int = 40
+) -> list[str] | None:
+    """Two to four keywords that may be trained on, or (`held_out`) that never were. None if the concept has none."""
+    words = clues(concept, lang)
+    for _ in range(tries if len(words) >= 2 else 0):
+        some = rng.sample(words, min(len(words), rng.randint(2, 4)))
+        if is_held_out_riddle(concept, lang, some) == held_out:
+            return some
+    return None
+
+
+def language_marked(concept: Concept, lang: str, languages: Iterable[str]) -> bool:
+    """Whether the concept's name in `lang` tells the language: no other of `languages` spells it so."""
+    name = concept.names[lang].casefold()
+    return all(concept.names[other].casefold() != name for other in languages if other != lang)
+
+
+def name_languages(data: EmojiData, languages: Iterable[str]) -> dict[str, set[str]]:
+    """{casefolded name: the `languages` that call some concept so}, to find the language of an answer."""
+    result: dict[str, set[str]] = {}
+    for concept in data.concepts:
+        for lang in languages:
+            result.setdefault(concept.names[lang].casefold(), set()).add(lang)
+    return result
+
+
+def row(id_: str, lang: str, task: str, turns: Sequence[tuple[str, str]], image: str | None = None) -> Row:
+    """A training row; with an image, the placeholder opens the first turn."""
+    conversations = []
+    for k, (question, answer) in enumerate(turns):
+        value = f"<image>\n{question}" if image is not None and k == 0 else question
+        conversations += [{"from": "human", "value": value}, {"from": "gpt", "value": answer}]
+    head = {"id": id_} if image is None else {"id": id_, "image": image}
+    return {**head, "language": lang, "task": task, "conversations": conversations}
+
+
+def stage1_rows(
+    data: EmojiData, wording: Wording, images: dict[str, list[str]], per_image: int, seed: int
+) -> list[Row]:
+    """English captions: `per_image` rows for every image, shuffled.
+
+    Args:
+        images: {concept id: image paths}; concepts without an entry are skipped.
+    """
+    rng = random.Random(f"stage 1 {seed}")
+    pairs = [(c, path) for c in data.concepts for path in images.get(c.id, []) for _ in range(per_image)]
+    rng.shuffle(pairs)
+    rows = []
+    for k, (concept, path) in enumerate(pairs):
+        turn = (rng.choice(wording["en"]["caption"]), caption_answer(concept, rng))
+        rows.append(row(f"stage1-{k:06d}", "en", "caption", [turn], path))
+    return rows
+
+
+def language_shares(languages: Sequence[str]) -> dict[str, float]:
+    """PARROT's mixture: English takes what the few per cent of the others leave."""
+    shares = {lang: CHINESE_SHARE if lang == "zh" else OTHER_SHARE for lang in languages if lang != "en"}
+    return {"en": 1 - sum(shares.values()), **shares}
+
+
+def visual_turn(concept: Concept, pool: Sequence[Concept], wording: Wording, lang: str, task: str, rng: random.Random):
+    """One question on the concept's picture and its answer; `task` is caption (English), naming or choice."""
+    if task == "caption":
+        return rng.choice(wording["en"]["caption"]), caption_answer(concept, rng)
+    if task == "naming":
+        return naming_question(wording, lang, rng), concept.names[lang]
+    return choice_question(wording, lang, options_for(concept, pool, lang, rng), rng), concept.names[lang]
+
+
+def riddle_row(id_: str, data: EmojiData, wording: Wording, lang: str, rng: random.Random) -> Row:
+    """A text-only riddle, open or with four options. It may be about any concept: no picture is shown."""
+    while True:
+        concept = rng.choice(data.concepts)
+        keywords = riddle_keywords(concept, lang, rng, held_out=False)
+        if keywords is not None:
+            break
+    task = rng.choice(["riddle", "riddle_choice"])
+    options = options_for(concept, data.concepts, lang, rng) if task == "riddle_choice" else None
+    return row(id_, lang, task, [(riddle_question(wording, lang, keywords, options, rng), concept.names[lang])])
+
+
+def stage2_rows(
+    data: EmojiData,
+    wording: Wording,
+    images: dict[str, list[str]],
+    count: int,
+    seed: int,
+    languages: Sequence[str] = PARROT_LANGUAGES,
+) -> list[Row]:
+    """Visual questions in PARROT's mixture of languages, some with two turns, and text-only riddles.
+
+    The languages of the visual rows follow `language_shares`; riddles, which cost no image, are spread evenly.
+
+    Args:
+        images: {concept id: image paths}. Only these concepts are shown, and only these are options beside a picture.
+    """
+    rng = random.Random(f"stage 2 {seed}")
+    shares = language_shares(languages)
+    pool = [concept for concept in data.concepts if concept.id in images]
+    text_count = round(TEXT_SHARE * count)
+    deck: dict[str, list[Concept]] = {lang: [] for lang in shares}
+    rows = []
+    counts = {lang: round(share * (count - text_count)) for lang, share in shares.items() if lang != "en"}
+    counts["en"] = count - text_count - sum(counts.values())
+    for lang, rows_of_language in counts.items():
+        for _ in range(rows_of_language):
+            # Go through all concepts before one comes again: a language has few rows.
+            deck[lang] = deck[lang] or rng.sample(pool, len(pool))
+            concept = deck[lang].pop()
+            tasks, weights = ["naming", "choice", "caption"], [0.42, 0.5, 0.08 if lang == "en" else 0]
+            first = rng.choices(tasks, weights)[0]
+            turns = [visual_turn(concept, pool, wording, lang, first, rng)]
+            if rng.random() < TWO_TURN_SHARE:
+                second = "naming" if first == "choice" else "choice"
+                turns.append(visual_turn(concept, pool, wording, lang, second, rng))
+            task = first if len(turns) == 1 else "two_turns"
+            rows.append(row("", lang, task, turns, rng.choice(images[concept.id])))
+    rows += [riddle_row("", data, wording, languages[k % len(languages)], rng) for k in range(text_count)]
+    rng.shuffle(rows)
+    return [{**content, "id": f"stage2-{k:06d}"} for k, content in enumerate(rows)]
+
+
+def eval_rows(data: EmojiData, wording: Wording, seed: int, languages: Sequence[str] = PARROT_LANGUAGES) -> list[Row]:
+    """Questions on pictures that no training saw; in every language the same pictures, options and order.
+
+    Split "style" shows the training concepts in the held-out style, with training concepts as distractors. Split
+    "concept" shows the held-out concepts, with held-out concepts as distractors, so that no option can be ruled out
+    for having never been an answer.
+    """
+    rows = []
+    for split, concepts, styles in (
+        ("style", data.split("train"), [data.held_out_style]),
+        ("concept", data.split("held_out"), [data.held_out_style, KNOWN_STYLE]),
+    ):
+        for concept in concepts:
+            for style in styles:
+                rng = random.Random(f"eval {seed} {style} {concept.id}")
+                shown = [concept, *distractors(concept, concepts, rng)]
+                rng.shuffle(shown)
+                variant = rng.random()
+                for lang in languages:
+                    options = [other.names[lang] for other in shown]
+                    for kind in ("choice", "naming"):
+                        # The same variant of the wording in all languages, as far as there are as many.
+                        fixed = random.Random(f"{variant} {kind}")
+                        if kind == "choice":
+                            question = choice_question(wording, lang, options, fixed)
+                        else:
+                            question = naming_question(wording, lang, fixed)
+                        rows.append(
+                            {
+                                "id": f"{split}-{kind}-{lang}-{style}-{concept.id}",
+                                "image": image_path(style, concept.id),
+                                "language": lang,
+                                "kind": kind,
+                                "split": split,
+                                "style": style,
+                                "group": concept.group,
+                                "concept": concept.id,
+                                "question": question,
+                                "options": options if kind == "choice" else [],
+                                "answer": concept.names[lang],
+                                "language_marked": language_marked(concept, lang, languages),
+                            }
+                        )
+    return rows
+
+
+def text_rows(
+    data: EmojiData, wording: Wording, per_language: int, seed: int, languages: Sequence[str] = PARROT_LANGUAGES
+) -> list[Row]:
+    """Text-only questions per language: riddles from keyword sets that no training used, and English descriptions
+    with a question in the language. The same fields as `eval_rows`, without a picture."""
+    rows = []
+    for lang in languages:
+        rng = random.Random(f"text {seed} {lang}")
+        count = 0
+        for concept in rng.sample(data.concepts, len(data.concepts)):
+            keywords = riddle_keywords(concept, lang, rng, held_out=True)
+            if count == per_language:
+                break
+            if keywords is None:
+                continue
+            count += 1
+            options = options_for(concept, data.concepts, lang, rng)
+            description = caption_answer(concept, rng)
+            for kind, question in (
+                ("riddle", riddle_question(wording, lang, keywords, None, rng)),
+                ("riddle_choice", riddle_question(wording, lang, keywords, options, rng)),
+                ("described_naming", f"{description}\n{naming_question(wording, lang, rng)}"),
+                ("described_choice", f"{description}\n{choice_question(wording, lang, options, rng)}"),
+            ):
+                rows.append(
+                    {
+                        "id": f"text-{kind}-{lang}-{concept.id}",
+                        "language": lang,
+                        "kind": kind,
+                        "group": concept.group,
+                        "concept": concept.id,
+                        "question": question,
+                        "options": options if kind.endswith("choice") else [],
+                        "answer": concept.names[lang],
+                        "language_marked": language_marked(concept, lang, languages),
+                    }
+                )
+    return rows
+
+
+def image_path(style: str, concept_id: str, view: int = 0) -> str:
+    """Where an image lies, relative to the output folder; views above 0 are altered copies."""
+    return f"images/{style}/{concept_id}{f'-view{view}' if view else ''}.png"
+
+
+def altered(image: Image.Image, rng: random.Random) -> Image.Image:
+    """A slightly turned, moved, scaled and recoloured copy of a drawing on white."""
+    size = image.width
+    turned = image.rotate(rng.uniform(-14, 14), Image.Resampling.BILINEAR, fillcolor="white")
+    scale, left, top = rng.uniform(0.85, 1.25), rng.uniform(-0.12, 0.12) * size, rng.uniform(-0.12, 0.12) * size
+    centre = size * (1 - scale) / 2
+    moved = turned.transform(
+        image.size,
+        Image.Transform.AFFINE,
+        (scale, 0, centre + left, 0, scale, centre + top),
+        Image.Resampling.BILINEAR,
+        fillcolor="white",
+    )
+    coloured = ImageEnhance.Color(moved).enhance(rng.uniform(0.5, 1.5))
+    return ImageEnhance.Contrast(coloured).enhance(rng.uniform(0.8, 1.15))
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    path.write_text("".join(json.dumps(content, ensure_ascii=False) + "\n" for content in rows), encoding="utf-8")
+
+
+def write(
+    output_dir: str | Path,
+    *,
+    languages: Sequence[str] = PARROT_LANGUAGES,
+    views: int = 4,
+    stage1_per_image: int = 2,
+    stage2_count: int = 12_000,
+    text_per_language: int = 80,
+    seed: int = 0,
+    data_dir: Path = DATA_DIR,
+) -> dict[str, int]:
+    """Write images and JSONL files to `output_dir`.
+
+    Args:
+        languages: languages of stage 2 and of the evaluation; English must be among them.
+        views: images per training drawing: the drawing itself and `views - 1` altered copies.
+        stage1_per_image: captions per image (views included).
+        stage2_count: rows of stage 2.
+        text_per_language: things asked about in `text.jsonl`, four questions each (fewer where riddles run out).
+
+    Returns:
+        Number of rows (and images) written, by file name.
+
+    Raises:
+        ValueError: a language that the data does not have, or no English.
+    """
+    data, wording = load_data(data_dir), load_questions(data_dir)
+    unknown = sorted(set(languages) - set(data.languages))
+    if unknown or "en" not in languages or views < 1:
+        raise ValueError(
+            f"languages={list(languages)}, views={views}: choose languages out of {data.languages}, English included, "
+            "and at least one view."
+        )
+    output = Path(output_dir)
+    drawings = load_images(data_dir)
+    splits = {concept.id: concept.split for concept in data.concepts}
+    trained: dict[str, list[str]] = {}
+    written = 0
+    for style in {style for style, _ in drawings}:
+        (output / "images" / style).mkdir(parents=True, exist_ok=True)
+    for (style, id_), drawing in drawings.items():
+        train = style in data.train_styles and splits[id_] == "train"
+        rng = random.Random(f"view {seed} {style} {id_}")
+        for view in range(views if train else 1):
+            path = image_path(style, id_, view)
+            (altered(drawing, rng) if view else drawing).save(output / path, compress_level=1)
+            written += 1
+            if train:
+                trained.setdefault(id_, []).append(path)
+    files = {
+        "stage1.jsonl": stage1_rows(data, wording, trained, stage1_per_image, seed),
+        "stage2.jsonl": stage2_rows(data, wording, trained, stage2_count, seed, languages),
+        "eval.jsonl": eval_rows(data, wording, seed, languages),
+        "text.jsonl": text_rows(data, wording, text_per_language, seed, languages),
+    }
+    for name, rows in files.items():
+        write_jsonl(output / name, rows)
+    return {"images": written, **{name: len(rows) for name, rows in files.items()}}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--languages", nargs="+", default=list(PARROT_LANGUAGES))
+    parser.add_argument("--views", type=int, default=4, help="images per training drawing, altered copies included")
+    parser.add_argument("--stage1-per-image", type=int, default=2)
+    parser.add_argument("--stage2-count", type=int, default=12_000)
+    parser.add_argument("--text-per-language", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=0)
+    args = vars(parser.parse_args())
+    for name, number in write(args.pop("output"), **args).items():
+        print(f"{number:7,d} {name}")
