@@ -34,7 +34,7 @@ def to_row(raw: Mapping[str, Any], where: str, *, language: str | None = None, t
     if not isinstance(raw, Mapping):
         raise ValueError(f"{where}: a row must be an object with columns, not {type(raw).__name__}.")
     row_id = raw.get("id")
-    if row_id is not None and str(row_id) not in where:
+    if row_id is not None and str(row_id) != where:
         where = f"{where} (id {str(row_id)!r})"
     images = _as_list(raw.get("images") if raw.get("images") is not None else raw.get("image"))
     if raw.get("conversations") is not None:

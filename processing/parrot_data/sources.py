@@ -287,13 +287,13 @@ class ConversationDataset(torch.utils.data.Dataset):
 def open_stream(
     sources: Sequence[DataSource], seed: int, reader: ImageReader, shuffle_buffer: int = 1000
 ) -> datasets.IterableDataset:
-    """Sources mixed as one endless stream, shuffled in a buffer of undecoded rows.
+    """Sources mixed as one endless stream.
 
-    Rows are drawn from the sources at rates given by their weights; a source that ends starts again. With
-    `on_bad_image: skip`, bad rows are left out.
+    Each source is shuffled in a buffer of undecoded rows and starts again when it ends; rows are drawn from the sources
+    at rates given by their weights. With `on_bad_image: skip`, bad rows are left out.
     """
     streams: list[Any] = [open_source(replace(source, streaming=True)) for source in sources]
-    streams = [stream.repeat(None) for stream in streams]
+    streams = [stream.shuffle(seed=seed, buffer_size=shuffle_buffer).repeat(None) for stream in streams]
     weights = np.array([source.weight for source in sources])
     mixed = (
         datasets.interleave_datasets(streams, probabilities=list(weights / weights.sum()), seed=seed)
@@ -305,7 +305,7 @@ def open_stream(
         rows = [reader.read(dict(zip(batch, values, strict=True))) for values in zip(*batch.values(), strict=True)]
         return {name: [row[name] for row in rows if row is not None] for name in batch}
 
-    return mixed.shuffle(seed=seed, buffer_size=shuffle_buffer).map(decode, batched=True, batch_size=1)
+    return mixed.map(decode, batched=True, batch_size=1)
 
 
 def open_sources(
