@@ -13,6 +13,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 # The modules a checkpoint carries, by their absolute names. In a checkpoint they lie side by side.
 SHIPPED_MODULES = (
+    "chat_templates_parrot",
     "configuration_parrot",
     "modeling_parrot.composition_parrot",
     "modeling_parrot.language_experts_parrot",

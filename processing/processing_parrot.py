@@ -2,104 +2,30 @@
 
 import os
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from chat_templates_parrot import (
+    CHAT_TEMPLATES,
+    Markers,
+    RenderedPrompt,
+    Turn,
+    find_markers,
+    has_generation_block,
+    turns_of_messages,
+    turns_of_text,
+)
 from configuration_parrot import AUTO_MAP, is_remote_code, save_shipped_code
 
 
 IMAGE_TOKEN = "<image>"
 
-# Contents of a message: text as it is, an image as its placeholder and a line break, in the given order.
-_CONTENT_MACRO = (
-    "{%- macro write(content) -%}"
-    "{%- if content is string -%}{{ content }}"
-    "{%- else -%}{%- for part in content -%}"
-    "{%- if part['type'] == 'image' -%}{{ '<image>\n' }}"
-    "{%- elif part['type'] == 'text' -%}{{ part['text'] }}"
-    "{%- else -%}{{ raise_exception('Unknown content type ' ~ part['type'] ~ '; use \"text\" or \"image\".') }}"
-    "{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{%- endmacro -%}"
-)
-
-# The order of roles is part of the format the models were trained on: an optional system message, then user and
-# assistant in turn.
-_ROLE_CHECK = (
-    "{%- set turns = messages[1:] if messages and messages[0]['role'] == 'system' else messages -%}"
-    "{%- for message in turns -%}"
-    "{%- if message['role'] not in ['user', 'assistant'] -%}"
-    "{{ raise_exception('Unknown role ' ~ message['role'] ~ ' in message ' ~ loop.index ~ '; use user and assistant, "
-    "and system for the first message only.') }}"
-    "{%- elif (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
-    "{{ raise_exception('Message ' ~ loop.index ~ ' is from the ' ~ message['role'] ~ ', but user and assistant must "
-    "alternate, starting with the user.') }}"
-    "{%- endif -%}{%- endfor -%}"
-)
-
-CHAT_TEMPLATES = {
-    # Qwen's markup, with the system prompt PARROT was trained with.
-    "chatml": _CONTENT_MACRO + _ROLE_CHECK + "{{- '<|im_start|>system\n' }}"
-    "{%- if messages and messages[0]['role'] == 'system' -%}{{ write(messages[0]['content']) }}"
-    "{%- else -%}{{ 'You are a helpful assistant.' }}{%- endif -%}"
-    "{{- '<|im_end|>\n' }}"
-    "{%- for message in turns -%}"
-    "{%- if message['role'] == 'user' -%}"
-    "{{ '<|im_start|>user\n' ~ write(message['content']) ~ '<|im_end|>\n' }}"
-    "{%- else -%}"
-    "{{ '<|im_start|>assistant\n' }}"
-    "{%- generation -%}{{ write(message['content']) ~ '<|im_end|>' }}{%- endgeneration -%}"
-    "{{- '\n' }}"
-    "{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}",
-    # Vicuna v1.1's, as LLaVA-1.5 and LRM-LLaVA use it.
-    "vicuna": _CONTENT_MACRO + _ROLE_CHECK + "{{- bos_token }}"
-    "{%- if messages and messages[0]['role'] == 'system' -%}{{ write(messages[0]['content']) }}"
-    "{%- else -%}{{ 'A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' }}{%- endif -%}"
-    "{{- ' ' }}"
-    "{%- for message in turns -%}"
-    "{%- if message['role'] == 'user' -%}"
-    "{{ 'USER: ' ~ write(message['content']) ~ ' ASSISTANT:' }}"
-    "{%- else -%}"
-    "{%- generation -%}{{ ' ' ~ write(message['content']) ~ eos_token }}{%- endgeneration -%}"
-    "{%- endif -%}{%- endfor -%}",
-}
-
-# Unicode noncharacters: never part of interchanged text. They mark where contents begin and end while a
-# conversation is rendered a second time to find its turns.
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-
 # Options of `apply_chat_template` that shape the text, and those that do not.
 _RENDER_OPTIONS = ("chat_template", "tools", "documents", "add_generation_prompt", "continue_final_message")
 _OTHER_OPTIONS = ("tokenize", "return_dict", "return_tensors", "processor_kwargs", "return_assistant_tokens_mask")
-
-
-class _Turn(NamedTuple):
-    """Character spans of one turn in a rendered prompt; `answer` is None while the turn has none."""
-
-    user: tuple[int, int]
-    answer: tuple[int, int] | None
-
-
-class _Markers(NamedTuple):
-    """What a chat template writes around contents, found by rendering a sentinel conversation."""
-
-    user_open: str  # before a user's text
-    answer_open: str  # between a user's text and where the model begins to write
-    answer_close: str  # end of the answer that is trained on (e.g. `<|im_end|>`)
-    next_user: str  # between an answer and the next user's text
-
-
-class RenderedPrompt(str):
-    """
-    A prompt rendered by `apply_chat_template`. It is a string, and remembers where its turns are: a string alone
-    could not tell the template's markup from the same characters typed by a user.
-    """
-
-    turns: "list[_Turn] | None" = None
 
 
 class ParrotProcessor(ProcessorMixin):
@@ -161,7 +87,7 @@ class ParrotProcessor(ProcessorMixin):
         self.num_additional_image_tokens = num_additional_image_tokens
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.routing_scope = routing_scope
-        self._markers: dict[str, _Markers | None] = {}
+        self._markers: dict[str, Markers | None] = {}
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     # ------------------------------------------------------------------ building and saving
@@ -340,7 +266,7 @@ class ParrotProcessor(ProcessorMixin):
             if not replacements:
                 continue
             turns = known_turns[index] if known_turns else getattr(prompt, "turns", None)
-            turns = turns or self._turns_of_text(prompt)
+            turns = turns or turns_of_text(prompt, self._markers_of(None))
             ids, offsets = encoded["input_ids"][index], encoded["offset_mapping"][index]
             ids, offsets = (value.tolist() if hasattr(value, "tolist") else value for value in (ids, offsets))
             # Offsets are those of the prompt with expanded placeholders; spans are moved there.
@@ -386,34 +312,31 @@ class ParrotProcessor(ProcessorMixin):
             tensor_type=return_tensors,
         )
 
-    def _markers_of(self, chat_template: str | None) -> _Markers | None:
+    def _markers_of(self, chat_template: str | None) -> Markers | None:
         """The template's markers, or None where a sentinel conversation does not show them."""
         template = self._resolve_chat_template(chat_template) if chat_template or self.chat_template else None
         if template is None:
             return None
         if template not in self._markers:
-            self._markers[template] = self._find_markers(template)
+            render = super().apply_chat_template
+            self._markers[template] = find_markers(lambda chat, **options: render(chat, template, **options))
         return self._markers[template]
 
-    def _find_markers(self, template: str) -> _Markers | None:
-        texts = ["sentinel-question-1", "sentinel-answer-1", "sentinel-question-2", "sentinel-answer-2"]
-        chat: Any = [
-            {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": t}]}
-            for i, t in enumerate(texts)
-        ]
+    def _turns_of_messages(self, conversation, options: dict[str, Any]) -> list[list[Turn]] | None:
+        """Turns of each conversation as `apply_chat_template` will render it, or None where markers must decide."""
+        conversations, _ = self._normalize_conversations(conversation)
+        markers = self._markers_of(options["chat_template"])
+        if markers is None:
+            return None
+        template = self._resolve_chat_template(options["chat_template"])
+        shaping = {
+            name: value
+            for name, value in options.items()
+            if name in _RENDER_OPTIONS or (name not in _OTHER_OPTIONS and re.search(rf"\b{name}\b", template))
+        }
         render = super().apply_chat_template
-        pieces = re.split("|".join(texts), render(chat, chat_template=template))
-        question = re.split(texts[0], render(chat[:1], chat_template=template, add_generation_prompt=True))
-        if len(pieces) != 5 or len(question) != 2:
-            return None
-        before, between_1, next_user, between_2, after = pieces
-        answer_open = question[1]  # where the model begins to write; a space may follow in a whole conversation
-        close = os.path.commonprefix([next_user, after]).rstrip()
-        user_open = os.path.commonprefix([before[::-1], next_user[::-1]])[::-1]
-        unclear = between_1 != between_2 or between_1.rstrip() != answer_open.rstrip()
-        if unclear or not (answer_open.strip() and close and user_open.strip()):
-            return None
-        return _Markers(user_open, answer_open, close, next_user)
+        turns = [turns_of_messages(chat, markers, lambda chat: render(chat, **shaping)) for chat in conversations]
+        return None if any(each is None for each in turns) else turns  # type: ignore[return-value]
 
     def check_training_template(self) -> None:
         """
@@ -430,94 +353,12 @@ class ParrotProcessor(ProcessorMixin):
                 'routing rows cannot be told apart. Use `chat_template="chatml"` or "vicuna", or a template that '
                 "writes each message's text unchanged between fixed markers."
             )
-        if not re.search(r"\{%-?\s*generation", self._resolve_chat_template(None)):
+        if not has_generation_block(self._resolve_chat_template(None)):
             raise ValueError(
                 "The processor's chat template has no `{% generation %}` block, so the assistant's text cannot be "
                 "found for the labels. Put the assistant's text and its end marker between `{% generation %}` and "
                 "`{% endgeneration %}`."
             )
-
-    def _turns_of_text(self, prompt: str) -> list[_Turn]:
-        """Turns of a rendered prompt by its markers. A text without markers is one question."""
-        markers = self._markers_of(None)
-        start = prompt.find(markers.user_open) if markers else -1
-        if markers is None or start < 0:
-            return [_Turn((0, len(prompt)), None)]
-        turns, position = [], start + len(markers.user_open)
-        while True:
-            # Where the marker is doubtful (a user may type it), the earliest wins: nothing of an answer is kept.
-            end = prompt.find(markers.answer_open, position)
-            if end < 0:
-                turns.append(_Turn((position, len(prompt)), None))
-                return turns
-            answer_start = end + len(markers.answer_open)
-            next_user = prompt.find(markers.next_user, answer_start)
-            if next_user < 0:
-                turns.append(_Turn((position, end), self._last_answer(prompt, answer_start, markers)))
-                return turns
-            turns.append(_Turn((position, end), (answer_start, next_user + len(markers.answer_close))))
-            position = next_user + len(markers.next_user)
-
-    @staticmethod
-    def _last_answer(prompt: str, start: int, markers: _Markers) -> tuple[int, int] | None:
-        if start >= len(prompt):
-            return None
-        close = prompt.rfind(markers.answer_close, start)
-        return (start, len(prompt) if close < 0 else close + len(markers.answer_close))
-
-    def _turns_of_messages(self, conversation, options: dict[str, Any]) -> list[list[_Turn]] | None:
-        """
-        Turns from the messages themselves: each content is rendered between two noncharacters, whose places show
-        where it lies in the prompt. None where the template changes contents; then markers decide.
-        """
-        conversations, _ = self._normalize_conversations(conversation)
-        markers = self._markers_of(options["chat_template"])
-        if markers is None:
-            return None
-        template = self._resolve_chat_template(options["chat_template"])
-        render_options = {
-            name: value
-            for name, value in options.items()
-            if name in _RENDER_OPTIONS or (name not in _OTHER_OPTIONS and re.search(rf"\b{name}\b", template))
-        }
-        render = super().apply_chat_template
-        result = []
-        for chat in conversations:
-            marked: Any = [{**message, "content": _wrapped(message.get("content") or "")} for message in chat]
-            with_marks = render(marked, **render_options)
-            plain = render([dict(message) for message in chat], **render_options)
-            if with_marks.replace(_OPEN, "").replace(_CLOSE, "") != plain:
-                return None
-            spans, position = [], 0
-            for piece in re.split(f"([{_OPEN}{_CLOSE}])", with_marks):
-                if piece == _OPEN:
-                    spans.append([position, position])
-                elif piece == _CLOSE:
-                    spans[-1][1] = position
-                else:
-                    position += len(piece)
-            turns: list[_Turn] = []
-            for message, (start, end) in zip(chat, spans, strict=True):
-                if message["role"] == "user":
-                    turns.append(_Turn((start, end), None))
-                elif message["role"] == "assistant" and turns:
-                    start = max(plain.rfind(markers.answer_open, 0, start), 0) + len(markers.answer_open)
-                    end += len(markers.answer_close) if plain.startswith(markers.answer_close, end) else 0
-                    turns[-1] = turns[-1]._replace(answer=(start, end))
-            result.append(turns)
-        return result
-
-
-def _wrapped(content) -> str | list[dict]:
-    """A message's content between the two marks; marks inside it are dropped."""
-
-    def clean(text: str) -> str:
-        return text.replace(_OPEN, "").replace(_CLOSE, "")
-
-    if isinstance(content, str):
-        return _OPEN + clean(content) + _CLOSE
-    parts = [{**part, "text": clean(part["text"])} if "text" in part else part for part in content]
-    return [{"type": "text", "text": _OPEN}, *parts, {"type": "text", "text": _CLOSE}]
 
 
 def _overlap(span: tuple[int, int], other: tuple[float, float]) -> bool:
