@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from stranger import run_as_stranger
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
@@ -155,6 +156,18 @@ def test_pixels_do_not_depend_on_torchvision(converted):
     rebuilt = ParrotProcessor(image_processor=other, tokenizer=processor.tokenizer, patch_size=14)
     assert type(rebuilt.image_processor) is LlavaImageProcessorPil
     assert rebuilt.image_processor.to_dict() == processor.image_processor.to_dict()
+
+
+def test_pixels_without_padding_equal_the_towers_own(tmp_path):
+    config, tower = official_config(image_aspect_ratio=None), CLIPVisionConfig(**SMALL_TOWER)
+    source = write_official(tmp_path / "official", config, tower, official_tensors(config, tower))
+    convert_official.convert(source, tmp_path / "parrot")
+    processor = ParrotProcessor.from_pretrained(tmp_path / "parrot")
+    image = Image.open(FIXTURE / "image.png")
+    expected = CLIPImageProcessorPil.from_pretrained(TOWER)(image, return_tensors="pt")["pixel_values"]
+    actual = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    assert actual.shape == (1, 3, 28, 28)
 
 
 def test_saved_settings(converted, folder):
@@ -302,7 +315,7 @@ VARIANTS = {
     "other sizes": OTHER_SIZES,
     "one expert": {"num_experts": 1},
     "no residual": {"use_moe_residual": False},
-    "other residual": {"moe_weight": 0.3},
+    "other residual": {"moe_weight": 0.3, "moe_top_k": 2},  # their code runs all experts, whatever top_k says
     "experts off": {"use_moe": False},
     "experts off, patches": {"use_moe": False, "mm_vision_select_feature": "patch"},
     "patches": {"mm_vision_select_feature": "patch"},
@@ -400,6 +413,20 @@ def test_tower_weights_come_from_its_folder_when_the_checkpoint_has_none(tmp_pat
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     convert_official.convert(source, tmp_path / "parrot", folder)
     compare(tmp_path / "parrot", config, tower, tensors)
+
+
+def test_ids_are_fetched_from_the_hub(tmp_path, monkeypatch):
+    asked = {}
+
+    def fetch(name, allow_patterns):
+        asked.setdefault(name, set()).update(allow_patterns)
+        return {"AIDC-AI/Parrot-7B": FIXTURE, "openai/clip-vit": TOWER}[name]
+
+    monkeypatch.setattr(convert_official, "snapshot_download", fetch)
+    convert_official.convert("AIDC-AI/Parrot-7B", tmp_path / "parrot", "openai/clip-vit")
+    load(tmp_path / "parrot")
+    assert {"*.safetensors", "*.bin", "*.json", "*.txt"} <= asked["AIDC-AI/Parrot-7B"]
+    assert asked["openai/clip-vit"] == {"*.json"}  # the checkpoint carries the tower's weights
 
 
 def test_an_embedding_without_a_free_row_grows(tmp_path, capsys):
