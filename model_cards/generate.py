@@ -5,7 +5,7 @@ Writes model cards.
     python model_cards/generate.py --model DIR --facts FACTS.yaml    README.md of a checkpoint in DIR
 
 A file of facts holds the arguments of `modeling_parrot.model_card.model_card` (languages, base_models, datasets,
-license, scores, training, ...); an entry of presets.yaml is an example, which also gives a configuration.
+license, scores, training, ...); the entries of presets.yaml are examples, but for their sizes under `config`.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from configuration_parrot import ParrotConfig
 from modeling_parrot.model_card import Score, TrainingStage, model_card, write_model_card
 
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+PRESETS = HERE.parent / "configuration" / "presets"
 
 
 def facts_from(entry: dict[str, Any]) -> dict[str, Any]:
@@ -31,12 +32,14 @@ def facts_from(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def preset_cards() -> dict[Path, str]:
-    """`{path: text}` of every preset's card."""
-    presets = yaml.safe_load((HERE / "presets.yaml").read_text(encoding="utf-8"))["cards"]
+    """`{path: text}` of every preset's card. What the model is built from stands in the preset itself."""
+    entries = yaml.safe_load((HERE / "presets.yaml").read_text(encoding="utf-8"))["cards"]
     cards = {}
-    for name, entry in presets.items():
-        config = ParrotConfig(**entry.pop("config"))
-        cards[HERE / f"{name}.md"] = str(model_card(config, **facts_from(entry)))
+    for name, entry in entries.items():
+        preset = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+        config = ParrotConfig(**preset["adapter"], **entry.pop("config"))
+        base_models = [preset["vision_tower"], preset["language_model"]]
+        cards[HERE / f"{name}.md"] = str(model_card(config, base_models=base_models, **facts_from(entry)))
     return cards
 
 

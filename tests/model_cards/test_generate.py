@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"
+RECIPES = CARDS.parent / "configuration" / "recipes"
 NAMES = ["parrot-7b", "parrot-14b", "lrm-llava-13b", "lrm-llava-7b"]
 
 
@@ -27,6 +28,20 @@ def test_papers_numbers_are_no_results_of_ours(name):
     assert "Measured on this checkpoint" not in card.text
     assert scores.strip().startswith("**Not measured on this checkpoint.** Reported by the ")
     assert "No weights come with it" in card.text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_on_the_card_is_the_committed_recipe(name):
+    entry = yaml.safe_load((CARDS / "presets.yaml").read_text(encoding="utf-8"))["cards"][name]
+    family = "parrot" if name.startswith("parrot") else "lrm_llava"
+    for number, stage in enumerate(entry["training"], start=1):
+        recipe = yaml.safe_load((RECIPES / f"{family}_stage{number}.yaml").read_text(encoding="utf-8"))
+        on_card = stage["hyperparameters"]
+        assert stage["name"] == recipe["stage"]
+        assert float(on_card["learning rate"]) == recipe["learning_rate"]
+        assert on_card["batch size (all devices)"] == recipe["global_batch_size"]
+        assert on_card["epochs"] == recipe["num_train_epochs"]
+        assert on_card["maximum length"] == recipe["max_length"]
 
 
 def test_generator_fills_the_card_of_a_checkpoint(tiny, tmp_path, monkeypatch):
