@@ -24,14 +24,9 @@ _LLAVA_FEATURE_SETTINGS = ("vision_feature_layer", "vision_feature_select_strate
 class ParrotCompositionMixin:
     """Part of [`ParrotForConditionalGeneration`]: the ways to build one from other models."""
 
-    config: ParrotConfig
-    model: Any
-    lm_head: nn.Module
-    generation_config: Any
-
     @classmethod
     def from_vision_text_pretrained(
-        cls,
+        cls: Any,
         vision_model_name_or_path: str | os.PathLike,
         text_model_name_or_path: str | os.PathLike,
         *,
@@ -60,7 +55,8 @@ class ParrotCompositionMixin:
             raise ValueError(f"{vision_model_name_or_path} is a {vision_config.model_type}, which is no vision tower.")
         language_model = AutoModelForCausalLM.from_pretrained(text_model_name_or_path, dtype=dtype or "auto")
         _check_head(language_model)
-        vision_tower, info = MODEL_MAPPING[type(vision_config)].from_pretrained(
+        tower_class: Any = MODEL_MAPPING[type(vision_config)]
+        vision_tower, info = tower_class.from_pretrained(
             vision_model_name_or_path, config=vision_config, dtype=language_model.dtype, output_loading_info=True
         )
         if info["missing_keys"]:
@@ -88,7 +84,7 @@ class ParrotCompositionMixin:
 
     @classmethod
     def from_llava_pretrained(
-        cls,
+        cls: Any,
         llava_model_name_or_path: str | os.PathLike,
         *,
         dtype: torch.dtype | str | None = None,
@@ -124,8 +120,11 @@ class ParrotCompositionMixin:
         return model
 
     @classmethod
-    def _assemble(cls, config, vision_tower, language_model, lm_head):
+    def _assemble(cls: Any, config, vision_tower, language_model, lm_head):
         """Puts loaded parts into a model whose projector and experts are new; loaded weights are not copied."""
+        for part in (config.vision_config, config.text_config):
+            if os.path.exists(part._name_or_path):
+                part._name_or_path = ""  # a folder of this machine, which nobody else should find in a checkpoint
         with torch.device("meta"):
             model = cls(config)
         decoder = language_model.get_decoder()
@@ -148,7 +147,7 @@ class ParrotCompositionMixin:
             model.generation_config = language_model.generation_config
         return model.eval()
 
-    def to_llava(self) -> LlavaForConditionalGeneration:
+    def to_llava(self: Any) -> LlavaForConditionalGeneration:
         """
         A native `LlavaForConditionalGeneration` that computes the same and shares this model's parameters.
 

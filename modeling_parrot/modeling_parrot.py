@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ class ParrotImageFeatures(BaseModelOutputWithPooling):
     [num_images, E] (float32) are equation 3's probabilities, `None` without experts.
     """
 
+    pooler_output: Any = None
     router_probs: torch.Tensor | None = None
 
 
@@ -67,7 +68,7 @@ class ParrotCausalLMOutputWithPast(ModelOutput):
 class ParrotPreTrainedModel(PreTrainedModel):
     config_class = ParrotConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
@@ -108,7 +109,8 @@ class ParrotPreTrainedModel(PreTrainedModel):
                     f"{pretrained_model_name_or_path} was saved with {saved} language experts, but {asked} were asked "
                     f"for. Load it with {saved}, or start from a folder without experts (after the alignment stage)."
                 )
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
         if lost := sorted(key for key in missing if "multi_modal_projector." in key):
             raise ValueError(

@@ -126,7 +126,8 @@ def turns_of_text(prompt: str, markers: Markers | None) -> list[Turn]:
     start = prompt.find(markers.user_open) if markers else -1
     if markers is None or start < 0:
         return [Turn((0, len(prompt)), None)]
-    turns, position = [], start + len(markers.user_open)
+    turns: list[Turn] = []
+    position = start + len(markers.user_open)
     while True:
         end = prompt.find(markers.answer_open, position)
         if end < 0:

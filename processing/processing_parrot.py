@@ -5,6 +5,7 @@ import re
 from typing import Any, Literal
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature
+from transformers.image_utils import make_flat_list_of_images
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
@@ -49,8 +50,6 @@ class ParrotProcessor(ProcessorMixin):
     Raises:
         ValueError: the tokenizer has no image token, or cannot map tokens to characters.
     """
-
-    return_mm_token_type_ids = True
 
     def __init__(
         self,
@@ -167,19 +166,24 @@ class ParrotProcessor(ProcessorMixin):
         )
 
     def validate_inputs(self, images=None, text=None, **kwargs):  # type: ignore[override]
-        """Refuses samples whose image tokens and images differ, naming the sample."""
-        if text is not None and images is not None:
-            samples = [text] if isinstance(text, str) else text
-            nested = isinstance(images, list | tuple) and any(isinstance(group, list | tuple) for group in images)
-            if nested and len(images) == len(samples) and all(isinstance(sample, str) for sample in samples):
-                for index, (sample, group) in enumerate(zip(samples, images, strict=True)):
-                    tokens = sample.count(self.image_token)
-                    given = len(group) if isinstance(group, list | tuple) else 1
-                    if tokens != given:
+        """Refuses image tokens and images that differ in number, naming the sample where it is known."""
+        samples = [text] if isinstance(text, str) else text or []
+        if text is not None and all(isinstance(sample, str) for sample in samples):
+            tokens = [sample.count(self.image_token) for sample in samples]
+            advice = f"Put one {self.image_token} into the text (or one image part into the message) for each image."
+            flat: Any = make_flat_list_of_images(images) if images is not None else []
+            groups = images if isinstance(images, list | tuple) else [] if images is None else [images]
+            if any(isinstance(group, list | tuple) for group in groups) and len(groups) == len(samples):
+                given = [len(group) if isinstance(group, list | tuple) else 1 for group in groups]
+                for index, (wanted, found) in enumerate(zip(tokens, given, strict=True)):
+                    if wanted != found:
                         raise ValueError(
-                            f"Sample {index} has {tokens} {self.image_token} token(s) but {given} image(s). Put one "
-                            f"{self.image_token} into the text for each image (or one image part into the message)."
+                            f"Sample {index} has {wanted} {self.image_token} token(s) but {found} image(s). {advice}"
                         )
+            elif sum(tokens) != (found := len(flat)):
+                raise ValueError(
+                    f"There are {sum(tokens)} {self.image_token} token(s) in the text but {found} image(s). {advice}"
+                )
         super().validate_inputs(images=images, text=text, **kwargs)
 
     # ------------------------------------------------------------------ calls
@@ -202,6 +206,7 @@ class ParrotProcessor(ProcessorMixin):
             ValueError: image tokens and images differ in number, or truncation would cut an image.
         """
         wanted = {**kwargs, **kwargs.get("text_kwargs", {})}
+        kwargs.setdefault("return_mm_token_type_ids", True)
         text = [text] if isinstance(text, str) else text
         bos = getattr(self.tokenizer, "bos_token", None)
         if text and bos and all(isinstance(sample, str) and sample.startswith(bos) for sample in text):
@@ -312,9 +317,15 @@ class ParrotProcessor(ProcessorMixin):
             tensor_type=return_tensors,
         )
 
+    def _template(self, chat_template: str | None) -> str | None:
+        """The Jinja text of a template given by name or text, or of the processor's own."""
+        if isinstance(self.chat_template, dict):
+            return self.chat_template.get(chat_template or "default", chat_template)
+        return chat_template or self.chat_template
+
     def _markers_of(self, chat_template: str | None) -> Markers | None:
         """The template's markers, or None where a sentinel conversation does not show them."""
-        template = self._resolve_chat_template(chat_template) if chat_template or self.chat_template else None
+        template = self._template(chat_template)
         if template is None:
             return None
         if template not in self._markers:
@@ -324,11 +335,12 @@ class ParrotProcessor(ProcessorMixin):
 
     def _turns_of_messages(self, conversation, options: dict[str, Any]) -> list[list[Turn]] | None:
         """Turns of each conversation as `apply_chat_template` will render it, or None where markers must decide."""
-        conversations, _ = self._normalize_conversations(conversation)
+        is_batch = len(conversation) > 0 and isinstance(conversation[0], list | tuple)
+        conversations = conversation if is_batch else [conversation]
         markers = self._markers_of(options["chat_template"])
         if markers is None:
             return None
-        template = self._resolve_chat_template(options["chat_template"])
+        template = self._template(options["chat_template"]) or ""
         shaping = {
             name: value
             for name, value in options.items()
@@ -353,7 +365,7 @@ class ParrotProcessor(ProcessorMixin):
                 'routing rows cannot be told apart. Use `chat_template="chatml"` or "vicuna", or a template that '
                 "writes each message's text unchanged between fixed markers."
             )
-        if not has_generation_block(self._resolve_chat_template(None)):
+        if not has_generation_block(self._template(None) or ""):
             raise ValueError(
                 "The processor's chat template has no `{% generation %}` block, so the assistant's text cannot be "
                 "found for the labels. Put the assistant's text and its end marker between `{% generation %}` and "

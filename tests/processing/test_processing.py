@@ -253,9 +253,9 @@ def test_nested_and_flat_images_are_the_same(processor):
 @pytest.mark.parametrize(
     "images, text, message",
     [
-        ([picture(0)], "no place", "0 <image> tokens and 1 images"),
-        (None, "<image>", "no images were passed"),
-        ([picture(0)], "<image><image>", "2 <image> tokens and 1 images"),
+        ([picture(0)], "no place", "0 <image> .* 1 image"),
+        (None, "<image>", "1 <image> .* 0 image"),
+        ([picture(0)], "<image><image>", "2 <image> .* 1 image"),
         (
             [[picture(0)], [picture(1), picture(2)]],
             ["<image><image>", "<image>"],
