@@ -98,9 +98,11 @@ def read_recipe(arguments: list[str]) -> tuple[ModelArguments, DataArguments, Tr
     known = [item.name for kind in kinds for item in fields(kind) if item.init]
     for key in recipe:
         check_key(key, known, str(path))
-    parser.set_defaults(**recipe)
+    # As arguments, single values get the parser's checks of type and choice; the command line comes after them and wins.
+    single = {key: value for key, value in recipe.items() if isinstance(value, (str, bool, int, float))}
+    parser.set_defaults(**{key: value for key, value in recipe.items() if key not in single})
     model_arguments, data_arguments, training_arguments = parser.parse_args_into_dataclasses(
-        rest, look_for_args_file=False
+        [f"--{key}={value}" for key, value in single.items()] + rest, look_for_args_file=False
     )
     apply_preset(model_arguments)
     sources(data_arguments)

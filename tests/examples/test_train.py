@@ -1,0 +1,383 @@
+"""The training program, run as a user runs it, on tiny models."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_data
+import tiny_models
+import torch
+import yaml
+from safetensors.torch import load_file
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+import train  # noqa: E402
+
+from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums in one order, so that runs can be compared to the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A tower, a language model, 24 rows in two languages with their images, and a stage-1 checkpoint."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_models.save_tower(folder / "tower")
+    tiny_models.save_language_model(folder / "lm")
+    data = tiny_data.write(folder / "data", tiny_data.rows(24))
+    content = settings(folder, data, folder / "stage1", stage="alignment", adapter={"num_language_experts": 0})
+    content |= {"eval_data": {"test": content["train_data"][0] | {"max_rows": 8}}, "eval_by_language": True}
+    content |= {"eval_strategy": "epoch", "learning_rate": 1e-2}
+    path = folder / "stage1.yaml"
+    path.write_text(yaml.safe_dump(content))
+    train.main([str(path)])
+    return SimpleNamespace(folder=folder, data=data, stage1=folder / "stage1")
+
+
+def settings(folder, data, output, **changes):
+    return {
+        "vision_tower": str(folder / "tower"),
+        "language_model": str(folder / "lm"),
+        "stage": "instruction",
+        "train_data": [{"path": str(data), "image_folder": str(data.parent / "images")}],
+        "max_length": 256,
+        "output_dir": str(output),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "num_train_epochs": 1,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    } | changes
+
+
+@pytest.fixture
+def recipe(parts, tmp_path):
+    """`recipe(name, key=value...)` writes a recipe of the instruction stage on top of stage 1; gives its path."""
+
+    def write(name="run", **changes):
+        content = settings(parts.folder, parts.data, tmp_path / name)
+        if "vision_tower" not in changes:
+            content |= {"checkpoint": str(parts.stage1), "adapter": {"num_language_experts": 4, **EXPERTS}}
+            content |= {"vision_tower": None, "language_model": None}
+        content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+EXPERTS = {"expert_intermediate_size": 16}
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def log(folder):
+    return json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+
+
+def losses(folder):
+    return [entry["loss"] for entry in log(folder) if "loss" in entry]
+
+
+def assert_equal_weights(first, second, **tolerance):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    for name in first:
+        if tolerance:
+            torch.testing.assert_close(first[name], second[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
+        else:
+            assert torch.equal(first[name], second[name]), name
+
+
+def part_of(name):
+    names = ("vision_tower", "multi_modal_projector", "language_experts", "language_model", "lm_head")
+    return next(part for part in names if part in name)
+
+
+def moved_parts(before, after):
+    """Parts with a tensor that changed, and parts with one that did not."""
+    changed = {name: not torch.equal(before[name], after[name]) for name in before}
+    return {part_of(n) for n, c in changed.items() if c}, {part_of(n) for n, c in changed.items() if not c}
+
+
+# ------------------------------------------------------------------------------------------------ the stages
+
+
+def test_alignment_moves_the_projector_only(parts):
+    torch.manual_seed(0)
+    start = ParrotForConditionalGeneration.from_vision_text_pretrained(
+        parts.folder / "tower", parts.folder / "lm", num_language_experts=0
+    ).state_dict()
+    moved, stayed = moved_parts({k: v for k, v in start.items() if "projector" not in k}, weights(parts.stage1))
+    assert moved == set() and stayed == {"vision_tower", "language_model", "lm_head"}
+    history = losses(parts.stage1)
+    assert len(history) == 6 and history[-1] < history[0]
+
+
+def test_evaluation_is_logged_per_language(parts):
+    evaluations = [entry for entry in log(parts.stage1) if any(key.startswith("eval_") for key in entry)]
+    assert {key for entry in evaluations for key in entry if key.endswith("_loss")} == {"eval_en_loss", "eval_zh_loss"}
+    results = json.loads((parts.stage1 / "eval_results.json").read_text())
+    assert {"eval_en_loss", "eval_zh_loss"} <= results.keys()
+
+
+def test_instruction_moves_all_but_the_tower(parts, recipe, tmp_path, capsys):
+    train.main([recipe(num_train_epochs=2, router_learning_rate=0.1)])
+    before, after = weights(parts.stage1), weights(tmp_path / "run")
+    moved, stayed = moved_parts(before, after)
+    assert moved == {"multi_modal_projector", "language_model", "lm_head"} and stayed == {"vision_tower"}
+    experts = {name: tensor for name, tensor in after.items() if "language_experts" in name}
+    assert any("router" in name for name in experts)
+    for name, tensor in experts.items():
+        if "router" in name or "down_proj" in name:  # they start at zero
+            assert tensor.abs().max() > 0, name
+
+    printed = capsys.readouterr().out
+    assert "language experts" in printed and "Memory per process" in printed
+    assert "12 steps of 4 rows" in printed
+    assert ">>>a cat and 0 dogs<|im_end|><<<" in printed and "[17 image tokens]" in printed
+    assert "routing text: 'What is in the picture?'" in printed
+    assert f"{tmp_path / 'run'}: the whole model and its processor" in printed
+
+
+def test_the_output_folder_is_a_whole_checkpoint(parts, recipe, tmp_path):
+    train.main([recipe(max_steps=1, save_strategy="steps", save_steps=1)])
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-1"):
+        model = ParrotForConditionalGeneration.from_pretrained(folder)
+        processor = ParrotProcessor.from_pretrained(folder)
+        inputs = tiny_models.encode(processor, [tiny_models.user("What?", tiny_models.picture())])
+        assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
+    model = ParrotForConditionalGeneration.from_pretrained(tmp_path / "run")
+    assert model.config.encode_dummy_image is False and model.config.text_config.use_cache is True
+    assert model.config.num_language_experts == 4 and processor.routing_scope == "turn"
+
+
+# ------------------------------------------------------------------------------------------------ invariances
+
+
+def test_a_batch_of_8_equals_8_accumulated(recipe, tmp_path):
+    common = {"optim": "sgd", "learning_rate": 0.05, "max_steps": 3, "lr_scheduler_type": "constant"}
+    train.main([recipe("batch", per_device_train_batch_size=8, **common)])
+    train.main([recipe("single", per_device_train_batch_size=1, global_batch_size=8, **common)])
+    assert losses(tmp_path / "single") == pytest.approx(losses(tmp_path / "batch"), abs=1e-5)
+    assert_equal_weights(tmp_path / "single", tmp_path / "batch", atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["alignment", "instruction"])
+def test_checkpointing_changes_no_gradient(recipe, tmp_path, stage):
+    common = {"stage": stage, "optim": "sgd", "learning_rate": 0.05, "max_steps": 2, "max_grad_norm": 0.0}
+    train.main([recipe("plain", **common)])
+    train.main([recipe("checkpointed", gradient_checkpointing=True, **common)])
+    assert_equal_weights(tmp_path / "checkpointed", tmp_path / "plain", atol=1e-6, rtol=1e-5)
+
+
+def test_text_only_batches_train_in_both_stages(parts, recipe, tmp_path):
+    """Every batch of one row, half of them without an image: none fails, none moves what is frozen."""
+    rows = [row for row in tiny_data.rows(24) if "image" not in row] + tiny_data.rows(3)
+    data = tiny_data.write(tmp_path / "mixed", rows)
+    source = [{"path": str(data), "image_folder": str(data.parent / "images")}]
+    for stage in ("alignment", "instruction"):
+        train.main([recipe(stage, stage=stage, train_data=source, per_device_train_batch_size=1)])
+        assert len(losses(tmp_path / stage)) == len(rows)
+        assert "vision_tower" not in moved_parts(weights(parts.stage1), weights(tmp_path / stage))[0]
+
+
+def test_frozen_weights_in_bfloat16(recipe, tmp_path):
+    """Under autocast the frozen tower may be bfloat16; what trains stays float32 in the checkpoint."""
+    train.main([recipe("float", max_steps=2, bf16=True)])
+    train.main([recipe("half", max_steps=2, bf16=True, frozen_dtype="bfloat16")])
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "float"), rel=0.02)
+    types = {part_of(name): tensor.dtype for name, tensor in weights(tmp_path / "half").items()}
+    assert types.pop("vision_tower") == torch.bfloat16
+    assert set(types.values()) == {torch.float32}
+
+
+def test_router_has_its_own_learning_rate(recipe):
+    trainer, _, _ = train.prepare([recipe(router_learning_rate=0.5, weight_decay=0.1)])
+    optimizer = trainer.create_optimizer()
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    seen = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            seen.append(name)
+            assert group["lr"] == (0.5 if "router" in name else 1e-3), name
+            assert group["weight_decay"] == (0.0 if "bias" in name or "norm" in name else 0.1), name
+    trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert sorted(seen) == sorted(trained) and any("router" in name for name in trained)
+
+
+# ------------------------------------------------------------------------------------------------ interruption
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.mark.parametrize("stage", ["alignment", pytest.param("instruction", marks=pytest.mark.slow)])
+def test_killed_and_resumed_equals_uninterrupted(recipe, tmp_path, stage):
+    """kill -9 after a checkpoint, resume: every tensor is bit for bit that of a run that was left alone."""
+    common = {"stage": stage, "max_steps": 60, "save_strategy": "steps", "save_steps": 4, "num_train_epochs": None}
+    common |= {"learning_rate": 1e-2, "warmup_steps": 5, "lr_scheduler_type": "cosine"}
+    train.main([recipe("whole", **common)])
+
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), recipe("killed", **common)]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=subprocess.STDOUT)
+        state = tmp_path / "killed" / "checkpoint-8" / "trainer_state.json"
+        deadline = time.time() + 120
+        while not state.exists() and process.poll() is None and time.time() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+
+    (tmp_path / "killed" / "checkpoint-59").mkdir()  # as if killed while writing it
+    written = state.stat().st_mtime_ns
+    train.main([str(tmp_path / "killed.yaml"), "--resume_from_checkpoint", "true"])
+    assert state.stat().st_mtime_ns == written  # it went on, and did not start again
+    assert_equal_weights(tmp_path / "killed", tmp_path / "whole")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_a_stream_resumes_where_it_was(parts, recipe, tmp_path):
+    source = [{"path": str(parts.data), "image_folder": str(parts.data.parent / "images"), "streaming": True}]
+    common = {
+        "train_data": source,
+        "max_steps": 8,
+        "num_train_epochs": None,
+        "save_strategy": "steps",
+        "save_steps": 5,
+    }
+    train.main([recipe("whole", **common)])
+    state = tmp_path / "part" / "checkpoint-5" / "trainer_state.json"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-5", state.parent)
+    written = state.stat().st_mtime_ns
+    train.main([recipe("part", **common, resume_from_checkpoint="true")])
+    assert state.stat().st_mtime_ns == written
+    assert_equal_weights(tmp_path / "part", tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+def test_two_processes_equal_one(recipe, tmp_path):
+    """Under torchrun, where one rank sees all images and the other none: no hang, and the same weights."""
+    data = tiny_data.write(tmp_path / "alternating", tiny_data.rows(12, text_only_every=2))
+    common = {"train_data": [{"path": str(data), "image_folder": str(data.parent / "images")}], "ddp_timeout": 60}
+    common |= {"train_sampling_strategy": "sequential", "global_batch_size": 2, "optim": "sgd", "learning_rate": 0.05}
+    train.main([recipe("one", per_device_train_batch_size=2, **common)])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "examples" / "train.py"), recipe("two", per_device_train_batch_size=1, **common)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "6 steps of 2 rows (1 per device x 2 process(es) x 1 accumulated)" in done.stdout
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+    assert_equal_weights(tmp_path / "two", tmp_path / "one", atol=1e-5, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ LoRA
+
+
+def test_lora_saves_loads_and_merges(parts, recipe, tmp_path, capsys):
+    peft = pytest.importorskip("peft")
+    train.main([recipe(lora={"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}, merge_lora=True, learning_rate=1e-2)])
+    folder = tmp_path / "run"
+    assert f"{folder / 'merged'}: the whole model with the adapter merged" in capsys.readouterr().out
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    assert {part_of(name) for name in saved} == {"multi_modal_projector", "language_experts", "language_model"}
+    assert all("lora" in name for name in saved if part_of(name) == "language_model")
+
+    base = ParrotForConditionalGeneration.from_pretrained(parts.stage1, num_language_experts=4, **EXPERTS)
+    adapted = peft.PeftModel.from_pretrained(base, folder).eval()
+    merged = ParrotForConditionalGeneration.from_pretrained(folder / "merged").eval()
+    processor = ParrotProcessor.from_pretrained(folder / "merged")
+    inputs = tiny_models.encode(processor, [tiny_models.user("What is it?", tiny_models.picture())])
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-4, rtol=1e-4)
+    moved, stayed = moved_parts(weights(parts.stage1), weights(folder / "merged"))
+    assert {"multi_modal_projector", "language_model"} <= moved
+    assert "vision_tower" in stayed and "vision_tower" not in moved and "lm_head" not in moved
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"learning_rat": 1}, "unknown key `learning_rat`"),
+        ({"train_data": [{"path": "none.json"}]}, "none.json does not exist"),
+        ({"train_data": [{"path": "DATA", "streaming": True}]}, "set `max_steps`"),
+        ({"resume_from_checkpoint": "true"}, "no complete checkpoint in"),
+        ({"max_length": 20}, "row 'image-0': its 1 image.* do not fit into max_length=20"),
+        ({"max_length": 46}, "row 'image-0': nothing to train on"),
+        ({"checkpoint": "LM"}, "is a qwen2, neither a Parrot nor a LLaVA"),
+        ({"checkpoint": "TRAINED"}, "was saved with 4 language experts, but 2 were asked for"),
+    ],
+)
+def test_bad_input_stops_before_training(parts, recipe, tmp_path, changes, complaint):
+    changes = json.loads(json.dumps(changes).replace("DATA", str(parts.data)).replace("LM", str(parts.folder / "lm")))
+    if changes.get("checkpoint") == "TRAINED":
+        train.main([recipe("trained", max_steps=1)])
+        changes |= {"checkpoint": str(tmp_path / "trained"), "adapter": {"num_language_experts": 2}}
+    with pytest.raises(SystemExit, match=complaint):
+        train.main([recipe(**changes)])
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_rows_stop_before_the_model_is_loaded(parts, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_model", lambda arguments: pytest.fail("the model was loaded"))
+    data = tiny_data.write(tmp_path / "bad", [*tiny_data.rows(4), tiny_data.llava_row("odd", "q", "a", "q")])
+    with pytest.raises(SystemExit, match="row 4 .id 'odd'.*does not end with an answer"):
+        train.main([recipe(train_data=[{"path": str(data), "image_folder": str(data.parent / "images")}])])
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(SystemExit, match="cannot be written"):
+        train.main([recipe(output_dir=str(blocked / "run"))])
+
+
+def test_several_gpus_in_one_process_are_refused(recipe, monkeypatch):
+    monkeypatch.setattr(train.TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(SystemExit, match="torchrun --nproc-per-node 2"):
+        train.main([recipe()])
+
+
+def test_an_earlier_run_is_not_overwritten(recipe, tmp_path):
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="holds checkpoints of an earlier run"):
+        train.main([recipe()])
+
+
+def test_bad_images_stop_or_are_skipped_and_counted(parts, recipe, tmp_path, capsys):
+    data = tiny_data.write(tmp_path / "data", tiny_data.rows(24))
+    (data.parent / "images" / "5.png").write_bytes(b"")
+    source = [{"path": str(data), "image_folder": str(data.parent / "images")}]
+    trainer, _, _ = train.prepare([recipe("strict", train_data=source)])
+    with pytest.raises(ValueError, match="row 'image-5'.*5.png is empty"):
+        trainer.train()
+    train.main([recipe("lenient", train_data=source, on_bad_image="skip", dataloader_num_workers=1)])
+    assert "Rows skipped for unreadable images, process 0: 1" in capsys.readouterr().out
+    assert len(losses(tmp_path / "lenient")) == 6
