@@ -63,7 +63,9 @@ def answer(
     routing: list[list[float] | None] = [None] * len(rows)
     probabilities: list[torch.Tensor] = []
     experts = getattr(model.model, "language_experts", None)
-    hook = experts and experts.router.register_forward_hook(lambda *call: probabilities.append(call[2].float().softmax(-1)))
+    hook = experts and experts.router.register_forward_hook(
+        lambda *call: probabilities.append(call[2].float().softmax(-1))
+    )
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         chats = []
