@@ -30,7 +30,7 @@ from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_parameter_names
 
 from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
-from parrot_data import ConversationDataset, ImageReader, ParrotDataCollator, open_sources
+from parrot_data import ConversationDataset, ImageReader, ParrotDataCollator, open_sources, rows_that_do_not_fit
 
 
 ROUTER = re.compile(r"language_experts\.(.*\.)?router\b")
@@ -72,6 +72,8 @@ def prepare(arguments: list[str]) -> tuple[Trainer, ModelArguments, str | None]:
     model, processor = load_model(model_args)
     model = set_trainable(model, model_args, args)
     collator = ParrotDataCollator(processor, data_args.max_length)
+    train_data = without_long_rows(train_data, "train_data", collator, data_args)
+    eval_data = {name: without_long_rows(data, name, collator, data_args) for name, data in eval_data.items()}
     rows = first_rows(train_data, args.per_device_train_batch_size)
     batch = collator(rows)
     if args.process_index == 0:
@@ -173,6 +175,25 @@ def load_data(data_args: DataArguments, args: TrainingArguments):
             for language, part in data.by_language().items()
         }
     return train_data, eval_data, reader
+
+
+def without_long_rows(data: Any, name: str, collator: ParrotDataCollator, data_args: DataArguments) -> Any:
+    """The data set without the rows that cannot be used at this `max_length`. Streams are not looked through.
+
+    Raises:
+        ValueError: there are such rows and the recipe does not say `on_long_row: skip`, or no others.
+    """
+    complaints = rows_that_do_not_fit(data, collator) if isinstance(data, ConversationDataset) else {}
+    if not complaints:
+        return data
+    first = next(iter(complaints.values()))
+    if data_args.on_long_row == "error" or len(complaints) == len(data):
+        raise ValueError(
+            f"{name}: {len(complaints)} of {len(data)} rows cannot be used, the first: {first} Or set "
+            "`on_long_row: skip` to leave such rows out."
+        )
+    print(f"{name}: left out {len(complaints)} of {len(data)} rows that cannot be used, the first: {first}")
+    return data.only(~np.isin(np.arange(len(data)), list(complaints)))
 
 
 def first_rows(train_data, size: int) -> list[dict]:

@@ -66,6 +66,10 @@ class DataArguments:
     on_bad_image: Literal["error", "skip"] = field(
         default="error", metadata={"help": "skip: leave out rows whose image cannot be read, and count them."}
     )
+    on_long_row: Literal["error", "skip"] = field(
+        default="error",
+        metadata={"help": "skip: leave out rows whose images or question alone are longer than max_length."},
+    )
     global_batch_size: int | None = field(
         default=None, metadata={"help": "Rows per step over all processes; sets gradient_accumulation_steps."}
     )
@@ -81,7 +85,8 @@ class RecipeParser(HfArgumentParser):
 def read_recipe(arguments: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """Reads `RECIPE.yaml [--argument VALUE ...]`. What the command line says wins over the recipe.
 
-    `--train_data.0.path FILE` or `--lora.r 8` change one value inside a nested entry.
+    `--train_data.0.path FILE` or `--lora.r 8` change one value inside a nested entry, and
+    `--train_data '[{path: FILE}]'` replaces the entry.
 
     Raises:
         ValueError, FileNotFoundError: no or unreadable recipe, an unknown key (with the nearest known one), a wrong
@@ -132,12 +137,13 @@ def check_key(key: str, known: list[str], where: str) -> None:
 
 
 def set_nested(recipe: dict[str, Any], arguments: list[str]) -> list[str]:
-    """Applies `--a.b VALUE` to the recipe and returns the other arguments."""
+    """Applies `--a.b VALUE` and, for nested entries, `--a YAML` to the recipe. Returns the other arguments."""
+    nested = ("--train_data", "--eval_data", "--adapter", "--lora")
     rest, position = [], 0
     while position < len(arguments):
         name, is_joined, value = arguments[position].partition("=")
         position += 1
-        if not (name.startswith("--") and "." in name):
+        if not (name in nested or name.startswith("--") and "." in name):
             rest.append(arguments[position - 1])
             continue
         if not is_joined:

@@ -3,6 +3,7 @@
 from parrot_data.collator import ParrotDataCollator
 from parrot_data.conversations import to_row
 from parrot_data.images import BadImageError, ImageReader, load_image
+from parrot_data.lengths import rows_that_do_not_fit
 from parrot_data.sources import ConversationDataset, DataSource, open_sources
 
 
@@ -14,5 +15,6 @@ __all__ = [
     "ParrotDataCollator",
     "load_image",
     "open_sources",
+    "rows_that_do_not_fit",
     "to_row",
 ]

@@ -15,6 +15,7 @@ import torch
 
 from parrot_data.conversations import to_row
 from parrot_data.images import ImageReader
+from parrot_data.lengths import needed_size
 
 
 # Every source is brought to these columns. An image is kept as it is stored: encoded bytes, or the path of its file.
@@ -32,6 +33,7 @@ FEATURES = datasets.Features(
         "task": datasets.Value("string"),
     }
 )
+FILE_TYPES = (".json", ".jsonl", ".parquet", ".arrow")
 
 
 @dataclass
@@ -96,6 +98,7 @@ class OpenSource:
     table: datasets.Dataset  # in Arrow format: a row comes as it is stored, other formats would decode its images
     numbers: np.ndarray  # [rows] int64, the used rows of `table`
     languages: np.ndarray  # [rows] of their language, "none" where there is none
+    needed: np.ndarray  # [rows, 3] int64, see `parrot_data.lengths.needed_size`
 
 
 def read_json(path: str | Path) -> Iterator[dict]:
@@ -145,7 +148,8 @@ def open_source(source: DataSource) -> OpenSource | datasets.IterableDataset:
     """
     path = Path(source.path).expanduser()
     folder = path.parent if any(mark in source.path for mark in "*?[") else path
-    if (path.is_absolute() or source.path.startswith((".", "~")) or path.suffix) and not folder.exists():
+    looks_local = path.is_absolute() or source.path.startswith((".", "~")) or path.suffix in FILE_TYPES
+    if looks_local and not folder.exists():
         raise FileNotFoundError(f"Data file or folder {source.path} does not exist (searched from {Path.cwd()}).")
     if source.image_folder and not Path(source.image_folder).is_dir():
         raise FileNotFoundError(f"{source.path}: image_folder {source.image_folder} is not a folder.")
@@ -167,32 +171,38 @@ def open_source(source: DataSource) -> OpenSource | datasets.IterableDataset:
         )
     if source.streaming:
         return _stream(dataset, source)
-    numbers, languages = _check_rows(dataset, source)
+    numbers, languages, needed = _check_rows(dataset, source)
     if len(numbers) == 0:
         raise ValueError(
             f"{source.path}: no rows are left. Filters: keep_languages={source.keep_languages}, "
             f"keep_tasks={source.keep_tasks}, split={source.split!r}."
         )
-    return OpenSource(dataset.with_format("arrow"), np.array(numbers), np.array(languages))
+    return OpenSource(dataset.with_format("arrow"), np.array(numbers), np.array(languages), np.array(needed))
 
 
 def _table_of_json(path: Path, source: DataSource) -> datasets.Dataset:
     rows = []
     for number, raw in enumerate(read_json(path)):
         row = source.row(raw, number)
-        stored = [{"bytes": None, "path": image} if isinstance(image, str) else image for image in row["images"]]
-        rows.append({**row, "images": stored})
+        if not all(isinstance(image, str) for image in row["images"]):
+            raise ValueError(f"{path}, row {number} (id {row['id']!r}): an image must be the path of a file.")
+        rows.append({**row, "images": [{"bytes": None, "path": image} for image in row["images"]]})
     return datasets.Dataset.from_list(rows, features=FEATURES)
 
 
-def _check_rows(dataset: datasets.Dataset, source: DataSource) -> tuple[list[int], list[str]]:
-    """Checks the text of every row. Returns the numbers and languages of those the filters keep. Reads no image."""
+def _check_rows(dataset: datasets.Dataset, source: DataSource) -> tuple[list[int], list[str], list[tuple]]:
+    """Checks the text of every row, without reading an image.
+
+    Returns:
+        the number, the language and the needed size of each row that the filters keep.
+    """
     image_columns = [name for name in ("images", "image") if name in dataset.column_names][:1]
     text_columns = [
         name for name in ("id", "messages", "conversations", "language", "task") if name in dataset.column_names
     ]
     numbers: list[int] = []
     languages: list[str] = []
+    needed: list[tuple] = []
     number = 0
     for table in dataset.select_columns(text_columns + image_columns).with_format("arrow").iter(batch_size=1000):
         counts = [0] * len(table)
@@ -201,14 +211,16 @@ def _check_rows(dataset: datasets.Dataset, source: DataSource) -> tuple[list[int
             if isinstance(column.type, (pa.ListType, pa.LargeListType)):
                 counts = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
             else:
-                counts = pc.cast(column.is_valid(), pa.int64()).to_pylist()
+                is_there = pc.not_equal(column, "") if pa.types.is_string(column.type) else column.is_valid()
+                counts = pc.cast(pc.fill_null(is_there, False), pa.int64()).to_pylist()
         for raw, count in zip(table.select(text_columns).to_pylist(), counts, strict=True):
             row = source.row({**raw, "images": [None] * count}, number)
             if source.keeps(row["language"], row["task"]) and len(numbers) != source.max_rows:
                 numbers.append(number)
                 languages.append(row["language"] or "none")
+                needed.append(needed_size(row["messages"]))
             number += 1
-    return numbers, languages
+    return numbers, languages, needed
 
 
 def _stream(dataset: datasets.Dataset | datasets.IterableDataset, source: DataSource) -> datasets.IterableDataset:
@@ -242,7 +254,7 @@ class ConversationDataset(torch.utils.data.Dataset):
         self.sources = list(sources)
         self.reader = reader
         self.opened: list[Any] = [open_source(source) for source in self.sources]
-        index, languages = [], []
+        index, languages, needed = [], [], []
         for number, (source, opened) in enumerate(zip(self.sources, self.opened, strict=True)):
             available = len(opened.numbers)
             times, rest = divmod(round(source.weight * available), available)
@@ -250,8 +262,10 @@ class ConversationDataset(torch.utils.data.Dataset):
             chosen = np.concatenate([np.tile(np.arange(available), times), np.sort(part)])
             index.append(np.stack([np.full(len(chosen), number), opened.numbers[chosen]], axis=1))
             languages.append(opened.languages[chosen])
+            needed.append(opened.needed[chosen])
         self.index = np.concatenate(index)  # [rows, 2]: source, row of its table
         self.languages = np.concatenate(languages)  # [rows]
+        self.needed = np.concatenate(needed)  # [rows, 3], see `parrot_data.lengths.needed_size`
         if len(self.index) == 0:
             raise ValueError("The weights of all sources round to zero rows. Raise the weights.")
 
@@ -274,14 +288,15 @@ class ConversationDataset(torch.utils.data.Dataset):
                 return row
         raise ValueError(f"None of the {len(self)} rows has readable images. Check `image_folder`.")
 
+    def only(self, kept: np.ndarray) -> "ConversationDataset":
+        """The rows where `kept` [rows] is true, sharing everything else with this data set."""
+        part = copy(self)
+        part.index, part.languages, part.needed = self.index[kept], self.languages[kept], self.needed[kept]
+        return part
+
     def by_language(self) -> dict[str, "ConversationDataset"]:
-        """One data set per value of the `language` column, sharing everything else; rows without one go to "none"."""
-        parts = {}
-        for language in sorted(set(self.languages.tolist())):
-            part = parts[language] = copy(self)
-            part.index = self.index[self.languages == language]
-            part.languages = self.languages[self.languages == language]
-        return parts
+        """One data set per value of the `language` column; rows without one go to "none"."""
+        return {name: self.only(self.languages == name) for name in sorted(set(self.languages.tolist()))}
 
 
 def open_stream(

@@ -235,7 +235,7 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-@pytest.mark.parametrize("stage", ["alignment", pytest.param("instruction", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["alignment", "instruction"])
 def test_killed_and_resumed_equals_uninterrupted(recipe, tmp_path, stage):
     """kill -9 after a checkpoint, resume: every tensor is bit for bit that of a run that was left alone."""
     common = {"stage": stage, "max_steps": 60, "save_strategy": "steps", "save_steps": 4, "num_train_epochs": None}
@@ -282,13 +282,20 @@ def test_a_stream_resumes_where_it_was(parts, recipe, tmp_path):
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-def test_two_processes_equal_one(recipe, tmp_path):
-    """Under torchrun, where one rank sees all images and the other none: no hang, and the same weights."""
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_equal_one(recipe, tmp_path, launcher):
+    """Under DDP and FSDP2, where one rank sees all images and the other none: no hang, and the same weights."""
     data = tiny_data.write(tmp_path / "alternating", tiny_data.rows(12, text_only_every=2))
     common = {"train_data": [{"path": str(data), "image_folder": str(data.parent / "images")}], "ddp_timeout": 60}
     common |= {"train_sampling_strategy": "sequential", "global_batch_size": 2, "optim": "sgd", "learning_rate": 0.05}
     train.main([recipe("one", per_device_train_batch_size=2, **common)])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    if launcher == "torchrun":
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    else:  # the configuration that ships, on two CPU processes and in float32
+        config = yaml.safe_load((ROOT / "configuration" / "accelerate" / "fsdp2.yaml").read_text())
+        config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+        (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp2.yaml")]
     command += [str(ROOT / "examples" / "train.py"), recipe("two", per_device_train_batch_size=1, **common)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -332,8 +339,8 @@ def test_lora_saves_loads_and_merges(parts, recipe, tmp_path, capsys):
         ({"train_data": [{"path": "none.json"}]}, "none.json does not exist"),
         ({"train_data": [{"path": "DATA", "streaming": True}]}, "set `max_steps`"),
         ({"resume_from_checkpoint": "true"}, "no complete checkpoint in"),
-        ({"max_length": 20}, "row 'image-0': its 1 image.* do not fit into max_length=20"),
-        ({"max_length": 46}, "row 'image-0': nothing to train on"),
+        ({"max_length": 20}, "24 of 24 rows cannot be used, the first: row 'image-0': its 1 image.* do not fit into"),
+        ({"max_length": 46}, "row 'image-0': nothing to train on.*on_long_row: skip"),
         ({"checkpoint": "LM"}, "is a qwen2, neither a Parrot nor a LLaVA"),
         ({"checkpoint": "TRAINED"}, "was saved with 4 language experts, but 2 were asked for"),
     ],
@@ -369,6 +376,17 @@ def test_an_earlier_run_is_not_overwritten(recipe, tmp_path):
     (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
     with pytest.raises(SystemExit, match="holds checkpoints of an earlier run"):
         train.main([recipe()])
+
+
+def test_long_rows_are_left_out_if_the_recipe_says_so(parts, recipe, tmp_path, capsys):
+    rows = [*tiny_data.rows(4), tiny_data.llava_row("novel", "why? " * 100, "so")]
+    data = tiny_data.write(tmp_path / "data", rows)
+    source = [{"path": str(data), "image_folder": str(data.parent / "images")}]
+    with pytest.raises(SystemExit, match="1 of 5 rows cannot be used, the first: row 'novel'"):
+        train.main([recipe(train_data=source, max_length=100)])
+    train.main([recipe(train_data=source, max_length=100, on_long_row="skip", per_device_train_batch_size=1)])
+    printed = capsys.readouterr().out
+    assert "left out 1 of 5 rows" in printed and "4 steps of 1 rows" in printed
 
 
 def test_bad_images_stop_or_are_skipped_and_counted(parts, recipe, tmp_path, capsys):

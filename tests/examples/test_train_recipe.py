@@ -76,6 +76,7 @@ def test_the_command_line_wins(recipe):
     )
     assert training.learning_rate == 5e-4 and model.lora == {"r": 16}
     assert data.train_data[0] == {"path": "other.json", "image_folder": "images"} and data.max_length == 50
+    assert read_recipe([path, "--train_data", "[{path: a.json}]"])[1].train_data == [{"path": "a.json"}]
     assert read_recipe([path])[2].learning_rate == 1e-3  # YAML reads 1e-3 as a text
 
 
