@@ -135,20 +135,24 @@ def checkpoints(folder: str | None) -> list[Path]:
 def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     """The checkpoint to resume from. `true` is the newest complete one: a run can be killed while it writes one.
 
+    `auto` is the same and starts a new run where there is none, for jobs that a cluster may start again.
+
     Raises:
         ValueError: there is none.
     """
-    wanted = args.resume_from_checkpoint
-    if not wanted or str(wanted).lower() == "false":
+    wanted = str(args.resume_from_checkpoint or "false")
+    if wanted.lower() == "false":
         return None
-    if str(wanted).lower() != "true":
+    if wanted.lower() not in ("true", "auto"):
         if not is_complete(Path(wanted)):
             raise ValueError(f"{wanted} is no complete checkpoint of the Trainer (no readable trainer_state.json).")
-        return str(wanted)
+        return wanted
     for path in reversed(checkpoints(args.output_dir)):
         if is_complete(path):
             return str(path)
         print(f"{path} is incomplete and passed over.")
+    if wanted.lower() == "auto":
+        return None
     raise ValueError(f"There is no complete checkpoint in {args.output_dir} to resume from.")
 
 
@@ -164,10 +168,11 @@ def load_data(data_args: DataArguments, args: TrainingArguments):
     """Training data, evaluation sets by name, and the reader that counts unreadable images."""
     train_sources, eval_sources = sources(data_args)
     reader = ImageReader(data_args.on_bad_image)
-    train_data = open_sources(train_sources, args.data_seed or args.seed, reader)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    train_data = open_sources(train_sources, seed, reader)
     if not isinstance(train_data, ConversationDataset) and args.max_steps <= 0:
         raise ValueError("A streaming source has no known length: set `max_steps`.")
-    eval_data = {name: ConversationDataset([source], args.seed, reader) for name, source in eval_sources.items()}
+    eval_data = {name: ConversationDataset([source], seed, reader) for name, source in eval_sources.items()}
     if data_args.eval_by_language:
         eval_data = {
             language if len(eval_sources) == 1 else f"{name}_{language}": part

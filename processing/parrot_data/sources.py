@@ -224,8 +224,8 @@ def _check_rows(dataset: datasets.Dataset, source: DataSource) -> tuple[list[int
 
 
 def _stream(dataset: datasets.Dataset | datasets.IterableDataset, source: DataSource) -> datasets.IterableDataset:
-    if isinstance(dataset, datasets.Dataset):
-        dataset = dataset.to_iterable_dataset()
+    if isinstance(dataset, datasets.Dataset):  # in shards, so that several workers and processes can share it
+        dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
 
     def convert(raw: dict, number: int) -> dict:
         row = source.row(raw, number)

@@ -213,6 +213,24 @@ def test_frozen_weights_in_bfloat16(recipe, tmp_path):
     assert set(types.values()) == {torch.float32}
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_the_report_counts_every_parameter_once(recipe, lora):
+    if lora is not None:
+        pytest.importorskip("peft")
+    trainer, _, _ = train.prepare([recipe(lora=lora)])
+    parameters = list(trainer.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    lines = train.parameter_table(trainer.model).splitlines()
+    assert lines[-1].split() == ["all", f"{trained:,}", f"{total - trained:,}", f"{total:,}"]
+    assert lines[1].split()[:4] == ["vision", "tower", "0", lines[1].split()[-2]]
+    estimate = train.memory_estimate(trainer.model, trainer.args, (4, 80))
+    mebibytes = {name: size * trained / 2**20 for name, size in (("gradients", 4), ("optimizer", 8))}
+    mebibytes["weights"] = 4 * total / 2**20
+    for name, size in mebibytes.items():
+        assert f"{name} {size:.1f} MiB" in estimate
+
+
 def test_router_has_its_own_learning_rate(recipe):
     trainer, _, _ = train.prepare([recipe(router_learning_rate=0.5, weight_decay=0.1)])
     optimizer = trainer.create_optimizer()
@@ -274,7 +292,7 @@ def test_a_stream_resumes_where_it_was(parts, recipe, tmp_path):
     state = tmp_path / "part" / "checkpoint-5" / "trainer_state.json"
     shutil.copytree(tmp_path / "whole" / "checkpoint-5", state.parent)
     written = state.stat().st_mtime_ns
-    train.main([recipe("part", **common, resume_from_checkpoint="true")])
+    train.main([recipe("part", **common, resume_from_checkpoint="auto")])
     assert state.stat().st_mtime_ns == written
     assert_equal_weights(tmp_path / "part", tmp_path / "whole")
 
@@ -370,6 +388,11 @@ def test_several_gpus_in_one_process_are_refused(recipe, monkeypatch):
     monkeypatch.setattr(train.TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(SystemExit, match="torchrun --nproc-per-node 2"):
         train.main([recipe()])
+
+
+def test_auto_resume_starts_a_first_run(recipe, tmp_path):
+    train.main([recipe(max_steps=1, resume_from_checkpoint="auto")])
+    assert len(losses(tmp_path / "run")) == 1
 
 
 def test_an_earlier_run_is_not_overwritten(recipe, tmp_path):

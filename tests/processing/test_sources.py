@@ -70,6 +70,8 @@ def test_all_formats_hold_the_same_rows(data, tmp_path):
     data_set = as_data_set(data)
     data_set.to_parquet(str(tmp_path / "rows.parquet"))
     data_set.save_to_disk(str(tmp_path / "disk"))
+    for number in range(2):
+        data_set.shard(2, number).to_parquet(str(tmp_path / "folder" / f"train-{number}.parquet"))
     llava = data_set.select(range(3)).remove_columns("messages")
     llava = llava.map(lambda row, i: {"image": row["images"][0]}, with_indices=True, remove_columns="images")
     llava = llava.add_column("conversations", [tiny_data.rows(3)[i]["conversations"] for i in range(3)])
@@ -79,12 +81,15 @@ def test_all_formats_hold_the_same_rows(data, tmp_path):
         (lines, 12),
         (tmp_path / "rows.parquet", 12),
         (tmp_path / "disk", 12),
+        (tmp_path / "disk" / "data-00000-of-00001.arrow", 12),
+        (tmp_path / "folder", 12),
+        (tmp_path / "folder" / "*.parquet", 12),
         (tmp_path / "llava.parquet", 3),
     ]:
         for streaming in (False, True):
             got = opened(source(path, streaming=streaming, image_folder=str(data.parent / "images")))
             rows = {row["id"]: row for row in (islice(iter(got), number) if streaming else got)}
-            assert len(rows) == number
+            assert len(rows) == number, (path, streaming)
             for row in expected[:number]:
                 other = rows[row["id"]]
                 assert {k: other[k] for k in ("language", "task")} == {k: row[k] for k in ("language", "task")}
