@@ -134,6 +134,19 @@ class ParrotProcessor(ProcessorMixin):
             chat_template=CHAT_TEMPLATES.get(chat_template, chat_template),
         )
 
+    @classmethod
+    def from_llava_pretrained(cls, llava_model_name_or_path: str | os.PathLike, **options) -> "ParrotProcessor":
+        """
+        The processor that goes with `ParrotForConditionalGeneration.from_llava_pretrained` of the same LLaVA.
+
+        Args:
+            llava_model_name_or_path: id or folder of a `LlavaForConditionalGeneration` with its processor.
+            options: as in `from_vision_text_pretrained`.
+        """
+        strategy = AutoConfig.from_pretrained(llava_model_name_or_path).vision_feature_select_strategy
+        options = {"vision_feature_select_strategy": strategy, **options}
+        return cls.from_vision_text_pretrained(llava_model_name_or_path, llava_model_name_or_path, **options)
+
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As `ProcessorMixin.save_pretrained`, and writes the shipped code beside the files."""
         if not is_remote_code(__name__):

@@ -166,15 +166,15 @@ def ask() -> None:
 
 def write_card(result: dict[str, Any], quick: bool) -> None:
     benchmarks = {
-        "4-way, new style": ("4-way choice, distractors of the same group (chance 25)", "held-out drawing style"),
-        "naming, new style": ("exact name", "held-out drawing style"),
-        "in language": ("answers in the question's language", "held-out drawing style"),
-        "4-way, new concept": ("4-way choice (chance 25)", "held-out concepts"),
-        "naming, new concept": ("exact name", "held-out concepts"),
-        "control": ("4-way choice (chance 25)", "shuffled images"),
-        "4-way after stage 1": ("4-way choice (chance 25)", "held-out drawing style, before stage 2"),
-        "text before": ("text-only questions, %", "language model before stage 2"),
-        "text after": ("text-only questions, %", "language model after stage 2"),
+        "4-way, new style": ("4-way accuracy", "held-out drawing style"),
+        "naming, new style": ("exact match", "held-out drawing style"),
+        "in language": ("in-language rate", "held-out drawing style"),
+        "4-way, new concept": ("4-way accuracy", "held-out concepts"),
+        "naming, new concept": ("exact match", "held-out concepts"),
+        "control": ("4-way accuracy", "shuffled images"),
+        "4-way after stage 1": ("4-way accuracy", "held-out drawing style, before stage 2"),
+        "text before": ("text-only accuracy", "language model before stage 2"),
+        "text after": ("text-only accuracy", "language model after stage 2"),
     }
     scores = [
         Score(benchmark="Emoji", metric=metric, split=split, values=result["columns"][name])
@@ -200,7 +200,11 @@ def write_card(result: dict[str, Any], quick: bool) -> None:
             )
             for name, recipe in recipes.items()
         ],
-        description="A toy that shows the whole way on real drawings and human translations. It knows some 250 emoji.",
+        description=(
+            "A toy that shows the whole way on real drawings and human translations. It knows some 250 emoji. 4-way "
+            "questions have distractors of the same group (chance 25); held-out styles and concepts were seen by no "
+            "training, the tower's included."
+        ),
         limits=["It names emoji of 64 x 64 pixels and nothing else.", *(["Made by the demo's quick form."] * quick)],
         pictures={"Mean weight of each language expert, per language of the question": "router.png"},
     )

@@ -11,6 +11,7 @@ from tiny_models import (
     picture,
     save_language_model,
     save_tower,
+    tokenizer,
     user,
 )
 from transformers import (
@@ -152,6 +153,12 @@ def test_llava_becomes_a_parrot_that_answers_the_same(llava):
         folder, num_language_experts=6, expert_intermediate_size=8
     )
     torch.testing.assert_close(parrot(**LLAVA_INPUTS, **ROUTING).logits, model(**LLAVA_INPUTS).logits)
+    # Its processor fits it: the folder of a real LLaVA has an image processor and a tokenizer as well.
+    save_tower(folder.parent / "tower")
+    (folder.parent / "tower" / "preprocessor_config.json").rename(folder / "preprocessor_config.json")
+    tokenizer("</s>").save_pretrained(folder)
+    processor = ParrotProcessor.from_llava_pretrained(folder)
+    assert processor.num_image_tokens == parrot.config.image_seq_length == 16
     report = parrot.set_training_stage("instruction")
     assert set(report["trainable"]) == {"projector", "experts", "language_model", "head"}
 
