@@ -173,6 +173,18 @@ def test_the_output_folder_is_a_whole_checkpoint(parts, recipe, tmp_path):
     assert model.config.num_language_experts == 4 and processor.routing_scope == "turn"
 
 
+def test_stage_2_alone_turns_a_llava_into_a_parrot(parts, recipe, tmp_path):
+    llava = tmp_path / "llava"
+    ParrotForConditionalGeneration.from_pretrained(parts.stage1).to_llava().save_pretrained(llava)
+    processor = ParrotProcessor.from_pretrained(parts.stage1)
+    processor.image_processor.save_pretrained(llava)
+    processor.tokenizer.save_pretrained(llava)
+    train.main([recipe("from_llava", checkpoint=str(llava), chat_template="chatml", max_steps=2)])
+    train.main([recipe("from_stage1", max_steps=2)])
+    assert losses(tmp_path / "from_llava") == pytest.approx(losses(tmp_path / "from_stage1"), abs=2e-3)
+    assert losses(tmp_path / "from_llava")[0] == pytest.approx(losses(tmp_path / "from_stage1")[0], abs=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ invariances
 
 
