@@ -242,6 +242,7 @@ def load_model(arguments: ModelArguments) -> tuple[ParrotForConditionalGeneratio
                 "it, name it as `language_model` and add a `vision_tower`."
             )
     processor.vision_feature_select_strategy = model.config.vision_feature_select_strategy
+    # Without experts nobody reads routing rows, and making them is half of the collator's work.
     processor.routing_scope = model.config.routing_scope if model.config.num_language_experts else None
     if arguments.attn_implementation is not None:
         model.set_attn_implementation(arguments.attn_implementation)
@@ -252,6 +253,7 @@ def set_trainable(model: Any, arguments: ModelArguments, args: TrainingArguments
     """Freezes what the stage does not train, adds LoRA if the recipe asks for it, and prepares the model to train."""
     model.set_training_stage(arguments.stage)
     model.config.encode_dummy_image = True  # a batch without images must not leave parts without gradients
+    model.config.logits_for_labels_only = args.label_smoothing_factor == 0  # smoothing reads the logits
     model.config.get_text_config().use_cache = False
     if arguments.lora is not None:
         from peft import LoraConfig, get_peft_model
@@ -323,7 +325,8 @@ def save(trainer: Trainer, arguments: ModelArguments) -> None:
     """Writes the whole checkpoint (or adapter) and says what was made."""
     model, folder = trainer.accelerator.unwrap_model(trainer.model), Path(str(trainer.args.output_dir))
     processor: Any = trainer.processing_class
-    model.config.encode_dummy_image = False
+    model.config.encode_dummy_image = model.config.logits_for_labels_only = False
+    processor.routing_scope = model.config.routing_scope  # stage 2 will want routing rows
     model.config.use_cache = model.config.get_text_config().use_cache = True
     trainer.save_model(str(folder))
     made = [f"{folder}: {'the adapter' if arguments.lora is not None else 'the whole model'} and its processor"]

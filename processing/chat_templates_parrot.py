@@ -186,5 +186,5 @@ def _wrapped(content) -> str | list[dict]:
 
     if isinstance(content, str):
         return _OPEN + clean(content) + _CLOSE
-    parts = [{**part, "text": clean(part["text"])} if "text" in part else part for part in content]
+    parts = [{**part, "text": clean(part["text"])} if isinstance(part.get("text"), str) else part for part in content]
     return [{"type": "text", "text": _OPEN}, *parts, {"type": "text", "text": _CLOSE}]
