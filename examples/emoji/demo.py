@@ -41,7 +41,7 @@ DATA, STAGE1, PARROT = OUTPUT / "data", OUTPUT / "stage1", OUTPUT / "parrot"
 TRAINED = {"stage1": "projector", "stage2": "projector, language experts, language model"}
 
 # In the quick form everything runs, on less.
-QUICK_DATA: dict[str, Any] = {"views": 1, "stage1_per_image": 1, "stage2_count": 1500, "text_per_language": 10}
+QUICK_DATA: dict[str, Any] = {"views": 1, "stage1_per_image": 2, "stage2_count": 1500, "text_per_language": 10}
 QUICK_SETTINGS = {"max_steps": 12, "per_device_train_batch_size": 32}
 QUICK_QUESTIONS = 12
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from conversations import (
     Wording,
-    caption_answer,
     choice_question,
     clues,
+    distractors,
+    english_description,
     is_held_out_riddle,
     load_questions,
     naming_question,
@@ -51,6 +52,12 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+
+
+# What a part of a document is: read only, read and learned, or a description that a picture will replace.
+GIVEN, TRAINED, DESCRIPTION = 0, 1, 2
+Part = tuple[str, int]
+NOISE = 1.5  # on descriptions, in lengths of a word's embedding
 
 
 def make_tokenizer(data: EmojiData, wording: Wording) -> PreTrainedTokenizerFast:
@@ -92,32 +99,32 @@ def make_tokenizer(data: EmojiData, wording: Wording) -> PreTrainedTokenizerFast
 
 
 class Corpus:
-    """Endless training text. A document is a list of (text, whether it is trained on)."""
+    """Endless training text. A document is a list of (text, role); see GIVEN, TRAINED and DESCRIPTION."""
 
     def __init__(self, data: EmojiData, wording: Wording, rng: random.Random):
         self.data, self.wording, self.rng = data, wording, rng
 
-    def document(self) -> list[tuple[str, bool]]:
+    def document(self) -> list[Part]:
         kinds = [self.translations, self.keywords, self.chat_about_description, self.chat_riddles]
         return self.rng.choices(kinds, [0.45, 0.06, 0.36, 0.13])[0](self.rng.choice(self.data.concepts))
 
-    def translations(self, concept: Concept) -> list[tuple[str, bool]]:
+    def translations(self, concept: Concept) -> list[Part]:
         """The name in English and some other languages, a line each."""
         others = self.rng.sample([lang for lang in self.data.languages if lang != "en"], self.rng.randint(4, 12))
         order = ["en", *others]
         if self.rng.random() < 0.2:
             self.rng.shuffle(order)
-        parts = [("", False)]
+        parts = [("", GIVEN)]
         for lang in order:
-            parts += [(self.wording[lang]["language"] + ": ", False), (f"{concept.names[lang]}\n", True)]
-        return [*parts, (END_OF_TEXT, True)]
+            parts += [(self.wording[lang]["language"] + ": ", GIVEN), (f"{concept.names[lang]}\n", TRAINED)]
+        return [*parts, (END_OF_TEXT, TRAINED)]
 
-    def keywords(self, concept: Concept) -> list[tuple[str, bool]]:
+    def keywords(self, concept: Concept) -> list[Part]:
         """Name and keywords in one language."""
         lang = self.rng.choice(self.data.languages)
         words = concept.keywords[lang]
         some = self.wording[lang]["separator"].join(self.rng.sample(words, min(len(words), 5)))
-        return [(f"{concept.names[lang]}: ", False), (f"{some}{END_OF_TEXT}", True)]
+        return [(f"{concept.names[lang]}: ", GIVEN), (f"{some}{END_OF_TEXT}", TRAINED)]
 
     def describe(self, concept: Concept) -> str:
         """English words as a reader of the picture might find them: the name, its keywords or both, in any order."""
@@ -129,8 +136,10 @@ class Corpus:
             return ", ".join(words)
         if kind < 0.5:
             return f"{name}: {', '.join(words)}" if words else name
-        # A picture is many positions long and has no word order.
-        parts = [name] * self.rng.randint(1, 3) + words
+        # A picture is many positions long, has no word order, and is taken for other things here and there.
+        parts = [name] * self.rng.randint(1, 6) + words
+        if len(parts) > 4:
+            parts += [other.names["en"] for other in distractors(concept, self.data.concepts, self.rng, 1)]
         self.rng.shuffle(parts)
         return ", ".join(parts)
 
@@ -138,30 +147,32 @@ class Corpus:
         """One question about a described thing and its answer."""
         kind = self.rng.random()
         if lang == "en" and kind < 0.35:
-            return self.rng.choice(self.wording["en"]["caption"]), caption_answer(concept, self.rng)
+            return self.rng.choice(self.wording["en"]["caption"]), concept.names["en"]
         if kind < 0.6:
             return naming_question(self.wording, lang, self.rng), concept.names[lang]
         options = options_for(concept, self.data.concepts, lang, self.rng)
         return choice_question(self.wording, lang, options, self.rng), concept.names[lang]
 
-    def chat(self, turns: list[tuple[str, str]]) -> list[tuple[str, bool]]:
-        parts = [(f"{TURN_START}system\n{SYSTEM}{TURN_END}\n", False)]
-        for question, answer in turns:
-            parts.append((f"{TURN_START}user\n{question}{TURN_END}\n{TURN_START}assistant\n", False))
-            parts += [(f"{answer}{TURN_END}", True), ("\n", False)]
+    def chat(self, turns: list[tuple[str, str]], description: str = "") -> list[Part]:
+        parts = [(f"{TURN_START}system\n{SYSTEM}{TURN_END}\n", GIVEN)]
+        for k, (question, answer) in enumerate(turns):
+            parts.append((f"{TURN_START}user\n", GIVEN))
+            if k == 0 and description:
+                parts.append((f"{description}\n", DESCRIPTION))
+            parts.append((f"{question}{TURN_END}\n{TURN_START}assistant\n", GIVEN))
+            parts += [(f"{answer}{TURN_END}", TRAINED), ("\n", GIVEN)]
         return parts
 
     def languages(self, count: int) -> list[str]:
         """Languages of a chat's turns; English, which describes, is asked for more often."""
         return ["en" if self.rng.random() < 0.1 else self.rng.choice(self.data.languages) for _ in range(count)]
 
-    def chat_about_description(self, concept: Concept) -> list[tuple[str, bool]]:
+    def chat_about_description(self, concept: Concept) -> list[Part]:
         """An English description, then questions in any languages, answered in the question's."""
         turns = [self.turn(concept, lang) for lang in self.languages(self.rng.choice([1, 2, 3, 4, 5]))]
-        turns[0] = (f"{self.describe(concept)}\n{turns[0][0]}", turns[0][1])
-        return self.chat(turns)
+        return self.chat(turns, self.describe(concept))
 
-    def chat_riddles(self, concept: Concept) -> list[tuple[str, bool]]:
+    def chat_riddles(self, concept: Concept) -> list[Part]:
         """Riddles from keywords, about several things."""
         turns = []
         for lang in self.languages(self.rng.choice([1, 2, 3, 4])):
@@ -201,33 +212,22 @@ def related_embeddings(tokenizer: PreTrainedTokenizerFast, data: EmojiData, word
     return 0.4 * directions(concepts) + 0.25 * directions(languages) + 0.2 * noise
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, documents: list[list[tuple[str, bool]]]
-) -> list[tuple[list[int], list[bool]]]:
-    """Token ids of each document and which of them are trained on, by the parts' character offsets."""
+def encode(tokenizer: PreTrainedTokenizerFast, documents: list[list[Part]]) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each document and their roles, by the parts' character offsets."""
     encoded = []
     batch = tokenizer(["".join(text for text, _ in parts) for parts in documents], return_offsets_mapping=True)
     for parts, ids, offsets in zip(documents, batch["input_ids"], batch["offset_mapping"], strict=True):
-        spans, end = [], 0
-        for text, trained in parts:
-            spans.append((end, end + len(text), trained))
-            end += len(text)
-        trained_spans = [(first, last) for first, last, trained in spans if trained]
-        mask, k = [], 0
-        for first, _ in offsets:
-            while k < len(trained_spans) and trained_spans[k][1] <= first:
-                k += 1
-            mask.append(k < len(trained_spans) and trained_spans[k][0] <= first)
-        encoded.append((ids, mask))
+        roles = [role for text, role in parts for _ in text]
+        encoded.append((ids, [roles[first] for first, _ in offsets]))
     return encoded
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, tokens: int, rng: random.Random):
-    """Endless batches of about `tokens` tokens, of documents of like length: ids, attention mask, labels [B, L]."""
+    """Endless batches of about `tokens` tokens, of documents of like length: ids and roles [B, L]. Padding is GIVEN."""
     while True:
         encoded = sorted(encode(tokenizer, [corpus.document() for _ in range(1024)]), key=lambda item: len(item[0]))
-        groups: list[list[tuple[list[int], list[bool]]]] = []
-        group: list[tuple[list[int], list[bool]]] = []
+        groups: list[list[tuple[list[int], list[int]]]] = []
+        group: list[tuple[list[int], list[int]]] = []
         for item in encoded:
             if group and (len(group) + 1) * len(item[0]) > tokens:
                 groups.append(group)
@@ -237,20 +237,26 @@ def batches(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, tokens: int, rng
         for group in groups:
             length = max(len(ids) for ids, _ in group)
             ids = torch.full((len(group), length), tokenizer.pad_token_id)
-            attention, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-            for i, (row, mask) in enumerate(group):
+            roles = torch.full_like(ids, GIVEN)
+            for i, (row, row_roles) in enumerate(group):
                 ids[i, : len(row)] = torch.tensor(row)
-                attention[i, : len(row)] = 1
-                labels[i, : len(row)] = torch.where(torch.tensor(mask), torch.tensor(row), -100)
-            yield ids, attention, labels
+                roles[i, : len(row)] = torch.tensor(row_roles)
+            yield ids, roles
 
 
-def answer_loss(model: LlamaForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy on labelled positions; the head is computed only there. Padding is on the right, so causal
-    attention needs no mask."""
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # [B, L - 1, C]
-    targets = labels[:, 1:]
-    return F.cross_entropy(model.lm_head(hidden[targets != -100]).float(), targets[targets != -100])
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, roles: Tensor) -> Tensor:
+    """Cross entropy on TRAINED positions; the head is computed only there. Padding is on the right, so causal attention
+    needs no mask.
+
+    Descriptions are read through noise as long as a word's embedding, at most: what a projector will write in their
+    place are no exact words either.
+    """
+    embeddings = model.get_input_embeddings()(ids)  # [B, L, C]
+    strength = torch.rand(len(ids), 1, 1, device=ids.device) * NOISE * embeddings.shape[-1] ** -0.5
+    noise = torch.randn_like(embeddings) * strength * (roles == DESCRIPTION)[..., None]
+    hidden = model.model(inputs_embeds=embeddings + noise, use_cache=False).last_hidden_state[:, :-1]
+    trained = roles[:, 1:] == TRAINED
+    return F.cross_entropy(model.lm_head(hidden[trained]).float(), ids[:, 1:][trained])
 
 
 @torch.no_grad()
@@ -280,7 +286,7 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: 
         rng = random.Random(f"evaluation {lang}")
         asked: dict[str, list[tuple[str, str]]] = {"naming": [], "choice": [], "riddle": [], "riddle_choice": []}
         for concept in data.concepts:
-            name, description = concept.names[lang], caption_answer(concept, rng)
+            name, description = concept.names[lang], english_description(concept, rng)
             asked["naming"].append((f"{description}\n{naming_question(wording, lang, rng)}", name))
             options = options_for(concept, data.concepts, lang, rng)
             asked["choice"].append((f"{description}\n{choice_question(wording, lang, options, rng)}", name))
@@ -301,7 +307,9 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, data: 
     return table
 
 
-def train(output: Path, steps: int, batch_tokens: int, seed: int, peak_lr: float, bf16: bool) -> None:
+def train(
+    output: Path, steps: int, batch_tokens: int, seed: int, peak_lr: float, bf16: bool, start_from: Path | None
+) -> None:
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data, wording, rng = load_data(), load_questions(), random.Random(seed)
@@ -313,6 +321,8 @@ def train(output: Path, steps: int, batch_tokens: int, seed: int, peak_lr: float
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     model.model.embed_tokens.weight.data.copy_(related_embeddings(tokenizer, data, wording, config.hidden_size))
+    if start_from is not None:
+        model = LlamaForCausalLM.from_pretrained(start_from, dtype=torch.float32)
     torch.nn.Module.to(model, device)
     print(f"{len(tokenizer)} tokens, {model.num_parameters():,} parameters", flush=True)
     optimizer = torch.optim.AdamW(
@@ -325,14 +335,14 @@ def train(output: Path, steps: int, batch_tokens: int, seed: int, peak_lr: float
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = peak_lr * min(1, step / 100, (steps + 1 - step) / (0.6 * steps))
-        ids, attention, labels = next(stream)
+        ids, roles = next(stream)
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            loss = answer_loss(model, ids.to(device), labels.to(device))
+            loss = answer_loss(model, ids.to(device), roles.to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seen += int(attention.sum())
+        seen += int((ids != tokenizer.pad_token_id).sum())
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0:
             print(f"step {step}/{steps} {time.time() - start:.0f} s {seen:,} tokens loss {running:.3f}", flush=True)
@@ -356,10 +366,11 @@ def train(output: Path, steps: int, batch_tokens: int, seed: int, peak_lr: float
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--start-from", type=Path, help="go on with a model made by this program")
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peak-lr", type=float, default=2e-3)
     parser.add_argument("--bf16", action="store_true", help="autocast: faster on a GPU or a CPU with AMX, else slower")
     args = parser.parse_args()
-    train(args.output, args.steps, args.batch_tokens, args.seed, args.peak_lr, args.bf16)
+    train(args.output, args.steps, args.batch_tokens, args.seed, args.peak_lr, args.bf16, args.start_from)
