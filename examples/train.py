@@ -33,7 +33,8 @@ from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
 from parrot_data import ConversationDataset, ImageReader, ParrotDataCollator, open_sources, rows_that_do_not_fit
 
 
-ROUTER = re.compile(r"language_experts\.(.*\.)?router\b")
+ROUTER = r"language_experts\.(.*\.)?router\b"
+ADAPTER = r"(multi_modal_projector|language_experts)\."
 
 
 def main(arguments: list[str]) -> None:
@@ -90,7 +91,7 @@ def prepare(arguments: list[str]) -> tuple[Trainer, ModelArguments, str | None]:
         eval_dataset=eval_data or None,
         processing_class=processor,
         callbacks=[SkippedImages(reader)],
-        optimizer_cls_and_kwargs=(optimizer, {"args": args, "router_rate": model_args.router_learning_rate}),
+        optimizer_cls_and_kwargs=(optimizer, {"args": args, "rates": learning_rates(model_args)}),
     )
     return trainer, model_args, resume_from
 
@@ -278,25 +279,32 @@ def set_trainable(model: Any, arguments: ModelArguments, args: TrainingArguments
     return model
 
 
-def build_optimizer(model: Any, args: TrainingArguments, router_rate: float | None) -> torch.optim.Optimizer:
-    """The optimizer that `args` name, with the router in a group of its own learning rate.
+def learning_rates(arguments: ModelArguments) -> dict[str, float]:
+    """Peak learning rates of the parts that have their own, by a pattern of parameter names; the first match counts."""
+    rates = {ROUTER: arguments.router_learning_rate, ADAPTER: arguments.projector_learning_rate}
+    return {pattern: rate for pattern, rate in rates.items() if rate is not None}
+
+
+def build_optimizer(model: Any, args: TrainingArguments, rates: dict[str, float]) -> torch.optim.Optimizer:
+    """The optimizer that `args` name, with groups for the parts that have a learning rate of their own.
 
     The Trainer calls this with the model as it trains it, which matters where the model has been wrapped or sharded.
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
     decayed = set(get_parameter_names(model, [nn.LayerNorm], [r"bias", r"norm"]))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((bool(ROUTER.search(name)), name in decayed), []).append(parameter)
+            rate = next((rate for pattern, rate in rates.items() if re.search(pattern, name)), None)
+            groups.setdefault((rate, name in decayed), []).append(parameter)
     return optimizer_class(
         [
             {
                 "params": parameters,
                 "weight_decay": args.weight_decay if is_decayed else 0.0,
-                **({"lr": router_rate} if is_router and router_rate is not None else {}),
+                **({"lr": rate} if rate is not None else {}),
             }
-            for (is_router, is_decayed), parameters in groups.items()
+            for (rate, is_decayed), parameters in groups.items()
         ],
         **options,
     )

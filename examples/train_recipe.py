@@ -43,6 +43,9 @@ class ModelArguments:
     router_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the router; by default learning_rate."}
     )
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of projector and experts; by default learning_rate."}
+    )
     lora: dict | None = field(
         default=None,
         metadata={"help": "Arguments of peft.LoraConfig. The projector and the experts are then trained in full."},

@@ -105,8 +105,14 @@ class Corpus:
         self.data, self.wording, self.rng = data, wording, rng
 
     def document(self) -> list[Part]:
-        kinds = [self.translations, self.keywords, self.chat_about_description, self.chat_riddles]
-        return self.rng.choices(kinds, [0.45, 0.06, 0.36, 0.13])[0](self.rng.choice(self.data.concepts))
+        kinds = [
+            self.translations,
+            self.keywords,
+            self.chat_about_description,
+            self.chat_about_doubt,
+            self.chat_riddles,
+        ]
+        return self.rng.choices(kinds, [0.35, 0.05, 0.3, 0.2, 0.1])[0](self.rng.choice(self.data.concepts))
 
     def translations(self, concept: Concept) -> list[Part]:
         """The name in English and some other languages, a line each."""
@@ -171,6 +177,22 @@ class Corpus:
         """An English description, then questions in any languages, answered in the question's."""
         turns = [self.turn(concept, lang) for lang in self.languages(self.rng.choice([1, 2, 3, 4, 5]))]
         return self.chat(turns, self.describe(concept))
+
+    def chat_about_doubt(self, concept: Concept) -> list[Part]:
+        """A description that leaves several things open, then questions whose options leave one of them.
+
+        Without such chats a model learns that the options of a question can be ignored.
+        """
+        others = distractors(concept, self.data.concepts, self.rng, self.rng.randint(1, 4))
+        times = self.rng.randint(1, 3)
+        names = [thing.names["en"] for thing in (concept, *others) for _ in range(times)]
+        self.rng.shuffle(names)
+        pool = [thing for thing in self.data.concepts if thing not in others]
+        turns = []
+        for lang in self.languages(self.rng.choice([1, 2, 3, 4])):
+            options = options_for(concept, pool, lang, self.rng)
+            turns.append((choice_question(self.wording, lang, options, self.rng), concept.names[lang]))
+        return self.chat(turns, ", ".join(names))
 
     def chat_riddles(self, concept: Concept) -> list[Part]:
         """Riddles from keywords, about several things."""
