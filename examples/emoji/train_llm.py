@@ -179,13 +179,15 @@ class Corpus:
         return self.chat(turns, self.describe(concept))
 
     def chat_about_doubt(self, concept: Concept) -> list[Part]:
-        """A description that leaves several things open, then questions whose options leave one of them.
+        """A description that leaves several things open, then questions whose options leave one of them, or none: then
+        any option is an answer, and nothing else is.
 
         Without such chats a model learns that the options of a question can be ignored.
         """
         others = distractors(concept, self.data.concepts, self.rng, self.rng.randint(1, 4))
         times = self.rng.randint(1, 3)
-        names = [thing.names["en"] for thing in (concept, *others) for _ in range(times)]
+        described = others if self.rng.random() < 0.25 else [concept, *others]
+        names = [thing.names["en"] for thing in described for _ in range(times)]
         self.rng.shuffle(names)
         pool = [thing for thing in self.data.concepts if thing not in others]
         turns = []
