@@ -10,7 +10,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 PRELUDE = f"""
 import sys
-sys.path[:] = [p for p in sys.path if not p.startswith({str(PROJECT)!r})]
+# An environment inside the project's folder holds the packages that a stranger has too.
+sys.path[:] = [p for p in sys.path if p.startswith(sys.prefix) or not p.startswith({str(PROJECT)!r})]
 for name in ("configuration_parrot", "modeling_parrot", "processing_parrot", "parrot_data"):
     try:
         __import__(name)

@@ -31,7 +31,8 @@ Wording = dict[str, dict[str, Any]]
 PARROT_LANGUAGES = ("en", "zh", "pt", "ar", "tr", "ru")
 # PARROT table 1: 71k Chinese rows and 12k to 17k of the others beside 665k rows of LLaVA.
 CHINESE_SHARE, OTHER_SHARE = 0.08, 0.05
-TEXT_SHARE, TWO_TURN_SHARE = 0.05, 0.12
+TEXT_SHARE = 0.05
+COLLAGE_SHARE = 0.4  # of the choice questions in stage 2
 HELD_OUT_RIDDLES = 0.1
 # Held-out concepts are shown in the unseen style and in one that the tower knows.
 KNOWN_STYLE = "noto"
@@ -183,6 +184,7 @@ def stage2_rows(
     data: EmojiData,
     wording: Wording,
     images: dict[str, list[str]],
+    collages: dict[str, list[tuple[str, str]]],
     count: int,
     seed: int,
     languages: Sequence[str] = PARROT_LANGUAGES,
@@ -193,6 +195,8 @@ def stage2_rows(
 
     Args:
         images: {concept id: image paths}. Only these concepts are shown, and only these are options beside a picture.
+        collages: {concept id: paths of images that show it and another concept, and that other's id}, for choice
+            questions whose options hold only one of the two: here the options have to be read.
     """
     rng = random.Random(f"stage 2 {seed}")
     shares = language_shares(languages)
@@ -207,13 +211,13 @@ def stage2_rows(
             # Go through all concepts before one comes again: a language has few rows.
             deck[lang] = deck[lang] or rng.sample(pool, len(pool))
             concept = deck[lang].pop()
-            first = rng.choices(["naming", "choice"], [0.35, 0.65])[0]
-            turns = [visual_turn(concept, pool, wording, lang, first, rng)]
-            if rng.random() < TWO_TURN_SHARE:
-                second = "naming" if first == "choice" else "choice"
-                turns.append(visual_turn(concept, pool, wording, lang, second, rng))
-            task = first if len(turns) == 1 else "two_turns"
-            rows.append(row("", lang, task, turns, rng.choice(images[concept.id])))
+            task = rng.choices(["naming", "choice"], [0.35, 0.65])[0]
+            path, options_from = rng.choice(images[concept.id]), pool
+            if task == "choice" and collages.get(concept.id) and rng.random() < COLLAGE_SHARE:
+                path, other = rng.choice(collages[concept.id])
+                options_from = [thing for thing in pool if thing.id != other]
+            turn = visual_turn(concept, options_from, wording, lang, task, rng)
+            rows.append(row("", lang, task, [turn], path))
     rows += [riddle_row("", data, wording, languages[k % len(languages)], rng) for k in range(text_count)]
     rng.shuffle(rows)
     return [{**content, "id": f"stage2-{k:06d}"} for k, content in enumerate(rows)]
@@ -305,9 +309,9 @@ def text_rows(
     return rows
 
 
-def image_path(style: str, concept_id: str, view: int = 0) -> str:
-    """Where an image lies, relative to the output folder; views above 0 are altered copies."""
-    return f"images/{style}/{concept_id}{f'-view{view}' if view else ''}.png"
+def image_path(style: str, concept_id: str, view: str = "") -> str:
+    """Where an image lies, relative to the output folder; a `view` is an altered copy."""
+    return f"images/{style}/{concept_id}{f'-{view}' if view else ''}.png"
 
 
 def altered(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -319,12 +323,13 @@ def altered(image: Image.Image, rng: random.Random) -> Image.Image:
     """
     size = image.width
     turned = image.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR, fillcolor="white")
-    scale, left, top = rng.uniform(0.75, 1.35), rng.uniform(-0.12, 0.12) * size, rng.uniform(-0.12, 0.12) * size
-    centre = size * (1 - scale) / 2
+    scale = rng.uniform(0.75, 1.35)
+    left, top = rng.uniform(-0.12, 0.12) * size, rng.uniform(-0.12, 0.12) * size
+    centre = size * (1 - 1 / scale) / 2
     moved = turned.transform(
         image.size,
         Image.Transform.AFFINE,
-        (scale, 0, centre + left, 0, scale, centre + top),
+        (1 / scale, 0, centre + left, 0, 1 / scale, centre + top),
         Image.Resampling.BILINEAR,
         fillcolor="white",
     )
@@ -344,6 +349,18 @@ def altered(image: Image.Image, rng: random.Random) -> Image.Image:
     return result
 
 
+def collage(first: Image.Image, second: Image.Image, rng: random.Random) -> Image.Image:
+    """Two drawings on one white picture, in opposite corners and hardly overlapping."""
+    size = first.width
+    result = Image.new("RGB", first.size, "white")
+    left, top = rng.random() < 0.5, rng.random() < 0.5
+    for drawing, (at_left, at_top) in ((first, (left, top)), (second, (not left, not top))):
+        side = round(size * rng.uniform(0.5, 0.65))
+        corner = (0 if at_left else size - side, 0 if at_top else size - side)
+        result.paste(drawing.resize((side, side), Image.Resampling.LANCZOS), corner)
+    return result
+
+
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(json.dumps(content, ensure_ascii=False) + "\n" for content in rows), encoding="utf-8")
 
@@ -352,7 +369,7 @@ def write(
     output_dir: str | Path,
     *,
     languages: Sequence[str] = PARROT_LANGUAGES,
-    views: int = 4,
+    views: int = 3,
     stage1_per_image: int = 8,
     stage2_count: int = 12_000,
     text_per_language: int = 80,
@@ -363,7 +380,7 @@ def write(
 
     Args:
         languages: languages of stage 2 and of the evaluation; English must be among them.
-        views: images per training drawing: the drawing itself and `views - 1` altered copies.
+        views: images per training drawing: the drawing itself and `views - 1` altered copies; beside them, a glimpse.
         stage1_per_image: captions per training drawing; stage 1 shows no altered copies.
         stage2_count: rows of stage 2.
         text_per_language: things asked about in `text.jsonl`, four questions each (fewer where riddles run out).
@@ -385,24 +402,30 @@ def write(
     drawings = load_images(data_dir)
     splits = {concept.id: concept.split for concept in data.concepts}
     originals: dict[str, list[str]] = {}  # stage 1: what the tower knows best is aligned fastest
-    trained: dict[str, list[str]] = {}
+    views_of: dict[str, list[str]] = {}
+    collages: dict[str, list[tuple[str, str]]] = {}
     written = 0
     for style in {style for style, _ in drawings}:
         (output / "images" / style).mkdir(parents=True, exist_ok=True)
     for (style, id_), drawing in drawings.items():
         train = style in data.train_styles and splits[id_] == "train"
         rng = random.Random(f"view {seed} {style} {id_}")
-        for view in range(views if train else 1):
-            path = image_path(style, id_, view)
-            (altered(drawing, rng) if view else drawing).save(output / path, compress_level=1)
-            written += 1
-            if train and view == 0:
-                originals.setdefault(id_, []).append(path)
-            if train:
-                trained.setdefault(id_, []).append(path)
+        copies = {image_path(style, id_): drawing}
+        if train:
+            copies |= {image_path(style, id_, f"view{k}"): altered(drawing, rng) for k in range(1, views)}
+            originals.setdefault(id_, []).append(image_path(style, id_))
+            views_of.setdefault(id_, []).extend(copies)
+            other = rng.choice([c for s, c in drawings if s == style and splits[c] == "train" and c != id_])
+            path = image_path(style, id_, "collage")
+            copies[path] = collage(drawing, drawings[style, other], rng)
+            collages.setdefault(id_, []).append((path, other))
+            collages.setdefault(other, []).append((path, id_))
+        for path, image in copies.items():
+            image.save(output / path, compress_level=1)
+        written += len(copies)
     files = {
         "stage1.jsonl": stage1_rows(data, wording, originals, stage1_per_image, seed),
-        "stage2.jsonl": stage2_rows(data, wording, trained, stage2_count, seed, languages),
+        "stage2.jsonl": stage2_rows(data, wording, views_of, collages, stage2_count, seed, languages),
         "eval.jsonl": eval_rows(data, wording, seed, languages),
         "text.jsonl": text_rows(data, wording, text_per_language, seed, languages),
     }
@@ -415,7 +438,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--languages", nargs="+", default=list(PARROT_LANGUAGES))
-    parser.add_argument("--views", type=int, default=4, help="images per training drawing, altered copies included")
+    parser.add_argument("--views", type=int, default=3, help="images per training drawing, altered copies included")
     parser.add_argument("--stage1-per-image", type=int, default=8)
     parser.add_argument("--stage2-count", type=int, default=12_000)
     parser.add_argument("--text-per-language", type=int, default=80)

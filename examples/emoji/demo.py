@@ -48,7 +48,7 @@ QUICK_QUESTIONS = 12
 # Loads the checkpoint as a stranger would: by its own code, with this project's modules out of reach.
 ASK = """
 import sys
-sys.path[:] = [path for path in sys.path if not path.startswith(sys.argv[1])]
+sys.path[:] = [path for path in sys.path if path.startswith(sys.prefix) or not path.startswith(sys.argv[1])]
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 logging.disable_progress_bar()

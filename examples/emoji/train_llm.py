@@ -57,7 +57,7 @@ CHAT_TEMPLATE = (
 # What a part of a document is: read only, read and learned, or a description that a picture will replace.
 GIVEN, TRAINED, DESCRIPTION = 0, 1, 2
 Part = tuple[str, int]
-NOISE = 1.5  # on descriptions, in lengths of a word's embedding
+NOISE, LONGEST = 1.5, 8.0  # noise on descriptions and their length, both in lengths of a word's embedding
 
 
 def make_tokenizer(data: EmojiData, wording: Wording) -> PreTrainedTokenizerFast:
@@ -112,7 +112,7 @@ class Corpus:
             self.chat_about_doubt,
             self.chat_riddles,
         ]
-        return self.rng.choices(kinds, [0.35, 0.05, 0.3, 0.2, 0.1])[0](self.rng.choice(self.data.concepts))
+        return self.rng.choices(kinds, [0.3, 0.05, 0.25, 0.3, 0.1])[0](self.rng.choice(self.data.concepts))
 
     def translations(self, concept: Concept) -> list[Part]:
         """The name in English and some other languages, a line each."""
@@ -186,7 +186,7 @@ class Corpus:
         """
         others = distractors(concept, self.data.concepts, self.rng, self.rng.randint(1, 4))
         times = self.rng.randint(1, 3)
-        described = others if self.rng.random() < 0.25 else [concept, *others]
+        described = others if self.rng.random() < 0.5 else [concept, *others]
         names = [thing.names["en"] for thing in described for _ in range(times)]
         self.rng.shuffle(names)
         pool = [thing for thing in self.data.concepts if thing not in others]
@@ -268,17 +268,30 @@ def batches(tokenizer: PreTrainedTokenizerFast, corpus: Corpus, tokens: int, rng
             yield ids, roles
 
 
+def as_pictures(embeddings: Tensor, described: Tensor) -> Tensor:
+    """The embeddings [B, L, C] with descriptions (`described` [B, L]) as vague as what a projector writes in their place.
+
+    A projector writes no exact words: each position is some blend of what the picture may show, as long as it pleases,
+    and off by some noise. A model that has read nothing but words is thrown by that: it still names what is shown, but
+    no longer looks at the options of a question. So half of the descriptions are blended, and all are scaled and noisy.
+    """
+    batch, length, width = embeddings.shape
+    device = embeddings.device
+    sharpness = 4 * torch.rand(batch, 1, 1, device=device)
+    weights = torch.randn(batch, length, length, device=device) * sharpness
+    blended = weights.masked_fill(~described[:, None, :], -torch.inf).softmax(-1).nan_to_num() @ embeddings
+    blended = F.normalize(blended, dim=-1) * embeddings.norm(dim=-1, keepdim=True)
+    vague = torch.where(torch.rand(batch, 1, 1, device=device) < 0.5, blended, embeddings)
+    noise = torch.randn_like(vague) * torch.rand(batch, 1, 1, device=device) * NOISE * width**-0.5
+    scale = LONGEST ** torch.rand(batch, 1, 1, device=device)
+    return torch.where(described[..., None], (vague + noise) * scale, embeddings)
+
+
 def answer_loss(model: LlamaForCausalLM, ids: Tensor, roles: Tensor) -> Tensor:
     """Cross entropy on TRAINED positions; the head is computed only there. Padding is on the right, so causal attention
-    needs no mask.
-
-    Descriptions are read through noise as long as a word's embedding, at most: what a projector will write in their
-    place are no exact words either.
-    """
-    embeddings = model.get_input_embeddings()(ids)  # [B, L, C]
-    strength = torch.rand(len(ids), 1, 1, device=ids.device) * NOISE * embeddings.shape[-1] ** -0.5
-    noise = torch.randn_like(embeddings) * strength * (roles == DESCRIPTION)[..., None]
-    hidden = model.model(inputs_embeds=embeddings + noise, use_cache=False).last_hidden_state[:, :-1]
+    needs no mask."""
+    embeddings = as_pictures(model.get_input_embeddings()(ids), roles == DESCRIPTION)
+    hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
     trained = roles[:, 1:] == TRAINED
     return F.cross_entropy(model.lm_head(hidden[trained]).float(), ids[:, 1:][trained])
 

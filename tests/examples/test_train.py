@@ -243,8 +243,8 @@ def test_the_report_counts_every_parameter_once(recipe, lora):
         assert f"{name} {size:.1f} MiB" in estimate
 
 
-def test_router_has_its_own_learning_rate(recipe):
-    trainer, _, _ = train.prepare([recipe(router_learning_rate=0.5, weight_decay=0.1)])
+def test_router_and_projector_have_their_own_learning_rates(recipe):
+    trainer, _, _ = train.prepare([recipe(router_learning_rate=0.5, projector_learning_rate=0.25, weight_decay=0.1)])
     optimizer = trainer.create_optimizer()
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     seen = []
@@ -252,7 +252,8 @@ def test_router_has_its_own_learning_rate(recipe):
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.append(name)
-            assert group["lr"] == (0.5 if "router" in name else 1e-3), name
+            adapter = "language_experts" in name or "projector" in name
+            assert group["lr"] == (0.5 if "router" in name else 0.25 if adapter else 1e-3), name
             assert group["weight_decay"] == (0.0 if "bias" in name or "norm" in name else 0.1), name
     trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
     assert sorted(seen) == sorted(trained) and any("router" in name for name in trained)
