@@ -30,7 +30,7 @@ from emoji_data import Concept, EmojiData, load_data
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -58,6 +58,7 @@ CHAT_TEMPLATE = (
 GIVEN, TRAINED, DESCRIPTION = 0, 1, 2
 Part = tuple[str, int]
 NOISE, LONGEST = 1.5, 8.0  # noise on descriptions and their length, both in lengths of a word's embedding
+MISLED = 1.5
 
 
 def make_tokenizer(data: EmojiData, wording: Wording) -> PreTrainedTokenizerFast:
@@ -287,13 +288,34 @@ def as_pictures(embeddings: Tensor, described: Tensor) -> Tensor:
     return torch.where(described[..., None], (vague + noise) * scale, embeddings)
 
 
-def answer_loss(model: LlamaForCausalLM, ids: Tensor, roles: Tensor) -> Tensor:
+def misled(model: LlamaForCausalLM, embeddings: Tensor, ids: Tensor, roles: Tensor) -> Tensor:
+    """The embeddings [B, L, C] with descriptions moved to where they mislead the model most.
+
+    One step of gradient ascent on the loss, of random length up to MISLED lengths of the description (adversarial
+    training; Miyato et al. 2017). A projector is fitted by gradient too: in stage 1 it finds whatever makes the model
+    say a name. A model that was not hardened against such input then says it even where the options forbid it.
+    """
+    embeddings = embeddings.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of(model, embeddings, ids, roles), embeddings)
+    gradient = F.normalize(gradient * (roles == DESCRIPTION)[..., None], dim=-1, eps=1e-30)
+    length = MISLED * torch.rand(len(ids), 1, 1, device=ids.device) * embeddings.norm(dim=-1, keepdim=True)
+    return (gradient * length).detach()
+
+
+def loss_of(model: LlamaForCausalLM, embeddings: Tensor, ids: Tensor, roles: Tensor) -> Tensor:
     """Cross entropy on TRAINED positions; the head is computed only there. Padding is on the right, so causal attention
     needs no mask."""
-    embeddings = as_pictures(model.get_input_embeddings()(ids), roles == DESCRIPTION)
     hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
     trained = roles[:, 1:] == TRAINED
     return F.cross_entropy(model.lm_head(hidden[trained]).float(), ids[:, 1:][trained])
+
+
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, roles: Tensor) -> Tensor:
+    """The loss on answers, with descriptions read as a projector would write them."""
+    embeddings = as_pictures(model.get_input_embeddings()(ids), roles == DESCRIPTION)
+    if (roles == DESCRIPTION).any():
+        embeddings = embeddings + misled(model, embeddings, ids, roles)
+    return loss_of(model, embeddings, ids, roles)
 
 
 @torch.no_grad()
@@ -350,7 +372,7 @@ def train(
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data, wording, rng = load_data(), load_questions(), random.Random(seed)
-    tokenizer = make_tokenizer(data, wording)
+    tokenizer = make_tokenizer(data, wording) if start_from is None else AutoTokenizer.from_pretrained(start_from)
     config = LlamaConfig(
         vocab_size=ROWS, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
         num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True,
