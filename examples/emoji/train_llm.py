@@ -30,7 +30,7 @@ from emoji_data import Concept, EmojiData, load_data
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -372,7 +372,9 @@ def train(
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     data, wording, rng = load_data(), load_questions(), random.Random(seed)
-    tokenizer = make_tokenizer(data, wording) if start_from is None else AutoTokenizer.from_pretrained(start_from)
+    tokenizer = (
+        make_tokenizer(data, wording) if start_from is None else PreTrainedTokenizerFast.from_pretrained(start_from)
+    )
     config = LlamaConfig(
         vocab_size=ROWS, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
         num_key_value_heads=3, max_position_embeddings=1024, tie_word_embeddings=True,
