@@ -399,8 +399,8 @@ def write(
             "and at least one view."
         )
     output = Path(output_dir)
-    drawings = load_images(data_dir)
     splits = {concept.id: concept.split for concept in data.concepts}
+    drawings = {key: image for key, image in load_images(data_dir).items() if key[1] in splits}
     originals: dict[str, list[str]] = {}  # stage 1: what the tower knows best is aligned fastest
     views_of: dict[str, list[str]] = {}
     collages: dict[str, list[tuple[str, str]]] = {}

@@ -253,7 +253,7 @@ def train(output: Path, steps: int, seed: int, peak_lr: float, bf16: bool) -> No
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    data = load_data()
+    data = load_data(trained_per_group=None)
     drawings, tokenizer = Drawings(data), make_tokenizer(data)
     model = make_model(tokenizer, data.image_size)
     nn.Module.to(model, device)

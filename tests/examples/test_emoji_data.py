@@ -36,6 +36,12 @@ def data():
 
 
 @pytest.fixture(scope="module")
+def everything():
+    """Also the training concepts that the tower alone has seen."""
+    return emoji_data.load_data(trained_per_group=None)
+
+
+@pytest.fixture(scope="module")
 def wording():
     return conversations.load_questions()
 
@@ -55,58 +61,66 @@ def read(folder, name):
 # The shipped data
 
 
-def test_concepts_cover_the_groups_and_hold_out_a_share_of_each(data):
-    assert data.languages == LANGUAGES
-    assert len(data.concepts) >= 200
-    groups = Counter(concept.group for concept in data.concepts)
-    held_out = Counter(concept.group for concept in data.split("held_out"))
+def test_concepts_cover_the_groups_and_hold_out_a_share_of_each(everything):
+    assert everything.languages == LANGUAGES
+    assert len(everything.concepts) >= 200
+    groups = Counter(concept.group for concept in everything.concepts)
+    held_out = Counter(concept.group for concept in everything.split("held_out"))
     assert len(groups) == 6
     for group, count in groups.items():
         assert held_out[group] == round(0.15 * count)
         assert held_out[group] >= 4, "a held-out concept needs three distractors of its own split"
 
 
-def test_names_are_unique_and_without_list_separators(data, wording):
+def test_questions_are_about_part_of_what_the_tower_saw(data, everything):
+    assert 200 <= len(data.concepts) < len(everything.concepts)
+    assert data.split("held_out") == everything.split("held_out")
+    seen = [concept.id for concept in everything.split("train")]
+    asked = Counter(concept.group for concept in data.split("train") if concept.id in seen)
+    assert asked.total() == len(data.split("train")) and max(asked.values()) == emoji_data.TRAINED_PER_GROUP
+
+
+def test_names_are_unique_and_without_list_separators(everything, wording):
     for lang in LANGUAGES:
-        names = [concept.names[lang] for concept in data.concepts]
+        names = [concept.names[lang] for concept in everything.concepts]
         assert len({name.casefold() for name in names}) == len(names)
         assert all(name and wording[lang]["separator"].strip() not in name for name in names)
 
 
-def test_names_spelled_as_in_english_are_marked(data):
-    for concept in data.concepts:
+def test_names_spelled_as_in_english_are_marked(everything):
+    for concept in everything.concepts:
         same = [x for x in LANGUAGES[1:] if concept.names[x].casefold() == concept.names["en"].casefold()]
         assert concept.spelled_as_english == same
 
 
-def test_every_concept_is_drawn_in_the_held_out_style_and_in_several_others(data):
+def test_every_concept_is_drawn_in_the_held_out_style_and_in_several_others(everything):
     images = emoji_data.load_images()
-    assert data.held_out_style not in data.train_styles and len(data.train_styles) >= 4
-    assert not {"fluent3d", "fluentflat"} & {data.held_out_style}, "both draw the same designs"
-    for concept in data.concepts:
-        assert (data.held_out_style, concept.id) in images
+    assert everything.held_out_style not in everything.train_styles and len(everything.train_styles) >= 4
+    assert not {"fluent3d", "fluentflat"} & {everything.held_out_style}, "both draw the same designs"
+    for concept in everything.concepts:
+        assert (everything.held_out_style, concept.id) in images
         assert (conversations.KNOWN_STYLE, concept.id) in images
-        assert sum((style, concept.id) in images for style in data.train_styles) >= 3
-    assert {image.size for image in images.values()} == {(data.image_size, data.image_size)}
+        assert sum((style, concept.id) in images for style in everything.train_styles) >= 3
+    assert {image.size for image in images.values()} == {(everything.image_size, everything.image_size)}
 
 
-def test_no_drawing_of_evaluation_is_also_one_of_training(data):
+def test_no_drawing_of_evaluation_is_also_one_of_training(everything):
     images = emoji_data.load_images()
     trained = {
         images[style, concept.id].tobytes()
-        for concept in data.split("train")
-        for style in data.train_styles
+        for concept in everything.split("train")
+        for style in everything.train_styles
         if (style, concept.id) in images
     }
-    held_out = {concept.id for concept in data.split("held_out")}
-    unseen = [image for (style, id_), image in images.items() if style == data.held_out_style or id_ in held_out]
+    held_out = {concept.id for concept in everything.split("held_out")}
+    unseen = [image for (style, id_), image in images.items() if style == everything.held_out_style or id_ in held_out]
     assert not any(image.tobytes() in trained for image in unseen)
 
 
-def test_files_are_small_and_every_style_has_its_licence(data):
+def test_files_are_small_and_every_style_has_its_licence(everything):
     assert sum(path.stat().st_size for path in (EMOJI / "data").iterdir()) < 12e6
     licences = (EMOJI / "data" / "LICENSES.md").read_text(encoding="utf-8")
-    for style in [*data.train_styles, data.held_out_style]:
+    for style in [*everything.train_styles, everything.held_out_style]:
         assert f"| {style} |" in licences
     assert "Unicode-3.0" in licences
 
@@ -157,8 +171,26 @@ def test_no_stage_shows_a_held_out_style_or_concept(written, data):
         assert shown
         for path in shown:
             assert path.parent.name in data.train_styles
-            assert re.sub("-(view.|glimpse)$", "", path.stem) not in held_out
+            assert re.sub("-(view.|collage)$", "", path.stem) not in held_out
             assert (folder / path).is_file()
+
+
+def test_a_collage_asks_for_one_of_its_two_things_and_does_not_offer_the_other(data, wording):
+    concepts = data.split("train")
+    images = {concept.id: ["one.png"] for concept in concepts}
+    pairs = dict(zip((c.id for c in concepts), (c.id for c in [*concepts[1:], concepts[0]]), strict=True))
+    collages = {id_: [(f"{id_} {other}.png", other)] for id_, other in pairs.items()}
+    names = {concept.names["en"]: concept.id for concept in data.concepts}
+    seen = 0
+    for row in conversations.stage2_rows(data, wording, images, collages, 1500, 0):
+        question, answer = (turn["value"] for turn in row["conversations"])
+        if row["language"] == "en" and row.get("image", "one.png") != "one.png":
+            asked, other = row["image"].removesuffix(".png").split()
+            listed = re.search(r": (.*?)[.?]", question)
+            options = [names[name] for name in listed[1].split(", ")]
+            assert names[answer] == asked and asked in options and other not in options
+            seen += 1
+    assert seen > 100
 
 
 def test_no_answer_or_option_beside_a_training_picture_is_a_held_out_name(written, data):
@@ -193,7 +225,6 @@ def test_stage2_is_rich_in_english_and_has_every_language(written):
         assert share[lang] == pytest.approx(conversations.OTHER_SHARE, abs=0.01)
     texts = Counter(row["language"] for row in rows if "image" not in row)
     assert set(texts) == set(shown) and max(texts.values()) - min(texts.values()) <= 1
-    assert any(len(row["conversations"]) == 4 for row in rows)
 
 
 def test_choice_answers_are_one_of_the_options_and_of_their_group(written, data):
@@ -257,7 +288,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(written, tmp_p
         assert (tmp_path / "again" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
     data, wording = emoji_data.load_data(), conversations.load_questions()
     images = {concept.id: [f"images/noto/{concept.id}.png"] for concept in data.split("train")}
-    rows = [conversations.stage2_rows(data, wording, images, images, 200, seed) for seed in (0, 1)]
+    rows = [conversations.stage2_rows(data, wording, images, {}, 200, seed) for seed in (0, 1)]
     assert rows[0] != rows[1]
 
 
