@@ -32,7 +32,7 @@ PARROT_LANGUAGES = ("en", "zh", "pt", "ar", "tr", "ru")
 # PARROT table 1: 71k Chinese rows and 12k to 17k of the others beside 665k rows of LLaVA.
 CHINESE_SHARE, OTHER_SHARE = 0.08, 0.05
 TEXT_SHARE = 0.05
-COLLAGE_SHARE = 0.4  # of the choice questions in stage 2
+COLLAGE_SHARE = 0.5  # of the choice questions in stage 2
 HELD_OUT_RIDDLES = 0.1
 # Held-out concepts are shown in the unseen style and in one that the tower knows.
 KNOWN_STYLE = "noto"
