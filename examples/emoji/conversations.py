@@ -184,6 +184,7 @@ def stage2_rows(
     data: EmojiData,
     wording: Wording,
     images: dict[str, list[str]],
+    views: dict[str, list[str]],
     collages: dict[str, list[tuple[str, str]]],
     count: int,
     seed: int,
@@ -195,6 +196,8 @@ def stage2_rows(
 
     Args:
         images: {concept id: image paths}. Only these concepts are shown, and only these are options beside a picture.
+        views: {concept id: paths of altered copies}, which choice questions show: a drawing that the tower knows by
+            heart would be named without a look at the options.
         collages: {concept id: paths of images that show it and another concept, and that other's id}, for choice
             questions whose options hold only one of the two: here the options have to be read.
     """
@@ -211,8 +214,9 @@ def stage2_rows(
             # Go through all concepts before one comes again: a language has few rows.
             deck[lang] = deck[lang] or rng.sample(pool, len(pool))
             concept = deck[lang].pop()
-            task = rng.choices(["naming", "choice"], [0.35, 0.65])[0]
-            path, options_from = rng.choice(images[concept.id]), pool
+            task = rng.choices(["naming", "choice"], [0.25, 0.75])[0]
+            path = rng.choice((images if task == "naming" else views)[concept.id])
+            options_from = pool
             if task == "choice" and collages.get(concept.id) and rng.random() < COLLAGE_SHARE:
                 path, other = rng.choice(collages[concept.id])
                 options_from = [thing for thing in pool if thing.id != other]
@@ -369,7 +373,7 @@ def write(
     output_dir: str | Path,
     *,
     languages: Sequence[str] = PARROT_LANGUAGES,
-    views: int = 3,
+    views: int = 2,
     stage1_per_image: int = 8,
     stage2_count: int = 12_000,
     text_per_language: int = 80,
@@ -380,7 +384,7 @@ def write(
 
     Args:
         languages: languages of stage 2 and of the evaluation; English must be among them.
-        views: images per training drawing: the drawing itself and `views - 1` altered copies; beside them, a glimpse.
+        views: altered copies per training drawing.
         stage1_per_image: captions per training drawing; stage 1 shows no altered copies.
         stage2_count: rows of stage 2.
         text_per_language: things asked about in `text.jsonl`, four questions each (fewer where riddles run out).
@@ -402,7 +406,8 @@ def write(
     splits = {concept.id: concept.split for concept in data.concepts}
     drawings = {key: image for key, image in load_images(data_dir).items() if key[1] in splits}
     originals: dict[str, list[str]] = {}  # stage 1: what the tower knows best is aligned fastest
-    views_of: dict[str, list[str]] = {}
+    shown: dict[str, list[str]] = {}
+    altered_views: dict[str, list[str]] = {}
     collages: dict[str, list[tuple[str, str]]] = {}
     written = 0
     for style in {style for style, _ in drawings}:
@@ -412,9 +417,11 @@ def write(
         rng = random.Random(f"view {seed} {style} {id_}")
         copies = {image_path(style, id_): drawing}
         if train:
-            copies |= {image_path(style, id_, f"view{k}"): altered(drawing, rng) for k in range(1, views)}
+            new = {image_path(style, id_, f"view{k}"): altered(drawing, rng) for k in range(1, views + 1)}
+            copies |= new
             originals.setdefault(id_, []).append(image_path(style, id_))
-            views_of.setdefault(id_, []).extend(copies)
+            shown.setdefault(id_, []).extend(copies)
+            altered_views.setdefault(id_, []).extend(new)
             other = rng.choice([c for s, c in drawings if s == style and splits[c] == "train" and c != id_])
             path = image_path(style, id_, "collage")
             copies[path] = collage(drawing, drawings[style, other], rng)
@@ -425,7 +432,7 @@ def write(
         written += len(copies)
     files = {
         "stage1.jsonl": stage1_rows(data, wording, originals, stage1_per_image, seed),
-        "stage2.jsonl": stage2_rows(data, wording, views_of, collages, stage2_count, seed, languages),
+        "stage2.jsonl": stage2_rows(data, wording, shown, altered_views, collages, stage2_count, seed, languages),
         "eval.jsonl": eval_rows(data, wording, seed, languages),
         "text.jsonl": text_rows(data, wording, text_per_language, seed, languages),
     }
@@ -438,7 +445,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--languages", nargs="+", default=list(PARROT_LANGUAGES))
-    parser.add_argument("--views", type=int, default=3, help="images per training drawing, altered copies included")
+    parser.add_argument("--views", type=int, default=2, help="altered copies per training drawing")
     parser.add_argument("--stage1-per-image", type=int, default=8)
     parser.add_argument("--stage2-count", type=int, default=12_000)
     parser.add_argument("--text-per-language", type=int, default=80)

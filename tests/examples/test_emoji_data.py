@@ -50,7 +50,7 @@ def wording():
 def written(tmp_path_factory):
     """A folder as `write` makes it, small, and the counts that it reported."""
     folder = tmp_path_factory.mktemp("emoji")
-    counts = conversations.write(folder, views=2, stage1_per_image=1, stage2_count=1500, text_per_language=10)
+    counts = conversations.write(folder, views=1, stage1_per_image=1, stage2_count=1500, text_per_language=10)
     return folder, counts
 
 
@@ -175,6 +175,12 @@ def test_no_stage_shows_a_held_out_style_or_concept(written, data):
             assert (folder / path).is_file()
 
 
+def test_choices_show_no_drawing_as_the_tower_knows_it(written):
+    shown = {(row["task"], "-view" in row["image"] or "-collage" in row["image"])
+             for row in read(written[0], "stage2.jsonl") if "image" in row}  # fmt: skip
+    assert shown == {("choice", True), ("naming", True), ("naming", False)}
+
+
 def test_a_collage_asks_for_one_of_its_two_things_and_does_not_offer_the_other(data, wording):
     concepts = data.split("train")
     images = {concept.id: ["one.png"] for concept in concepts}
@@ -182,7 +188,7 @@ def test_a_collage_asks_for_one_of_its_two_things_and_does_not_offer_the_other(d
     collages = {id_: [(f"{id_} {other}.png", other)] for id_, other in pairs.items()}
     names = {concept.names["en"]: concept.id for concept in data.concepts}
     seen = 0
-    for row in conversations.stage2_rows(data, wording, images, collages, 1500, 0):
+    for row in conversations.stage2_rows(data, wording, images, images, collages, 1500, 0):
         question, answer = (turn["value"] for turn in row["conversations"])
         if row["language"] == "en" and row.get("image", "one.png") != "one.png":
             asked, other = row["image"].removesuffix(".png").split()
@@ -282,13 +288,13 @@ def test_clues_do_not_give_the_name_away(data):
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(written, tmp_path):
     folder, counts = written
-    options = {"views": 2, "stage1_per_image": 1, "stage2_count": 1500, "text_per_language": 10}
+    options = {"views": 1, "stage1_per_image": 1, "stage2_count": 1500, "text_per_language": 10}
     assert conversations.write(tmp_path / "again", **options) == counts
     for path in sorted(folder.rglob("*.*")):
         assert (tmp_path / "again" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
     data, wording = emoji_data.load_data(), conversations.load_questions()
     images = {concept.id: [f"images/noto/{concept.id}.png"] for concept in data.split("train")}
-    rows = [conversations.stage2_rows(data, wording, images, {}, 200, seed) for seed in (0, 1)]
+    rows = [conversations.stage2_rows(data, wording, images, images, {}, 200, seed) for seed in (0, 1)]
     assert rows[0] != rows[1]
 
 
