@@ -463,7 +463,7 @@ def official(tmp_path):
     return build
 
 
-def refused(source, output, *needles, **options) -> str:
+def assert_refused(source, output, *needles, **options) -> str:
     with pytest.raises((ValueError, OSError)) as caught:
         convert_official.convert(source, output, **options)
     for needle in needles:
@@ -478,7 +478,7 @@ def test_all_unknown_missing_and_misshapen_weights_are_listed(official, tmp_path
         tensors |= {"model.image_newline": torch.zeros(32), "model.extra.weight": torch.zeros(2)}
         return tensors | {"model.norm.weight": torch.zeros(31)}
 
-    message = refused(official(change), tmp_path / "parrot")
+    message = assert_refused(official(change), tmp_path / "parrot")
     assert "missing: model.moe_model.experts.2.up_proj.weight [24, 32]" in message
     assert "missing: model.layers.1.self_attn.q_proj.bias [32]" in message
     assert "unknown: model.image_newline [32]" in message and "unknown: model.extra.weight [2]" in message
@@ -491,7 +491,7 @@ def test_a_head_is_missed_only_when_it_is_not_tied(official, tmp_path):
         del tensors["lm_head.weight"]
         return tensors
 
-    refused(official(change), tmp_path / "parrot", "missing: lm_head.weight")
+    assert_refused(official(change), tmp_path / "parrot", "missing: lm_head.weight")
 
 
 @pytest.mark.parametrize(
@@ -508,39 +508,39 @@ def test_a_head_is_missed_only_when_it_is_not_tied(official, tmp_path):
     ],
 )
 def test_configs_that_cannot_be_converted(official, tmp_path, changes, needles):
-    refused(official(**changes), tmp_path / "parrot", *needles)
+    assert_refused(official(**changes), tmp_path / "parrot", *needles)
 
 
 def test_missing_and_broken_files(official, tmp_path):
     output = tmp_path / "parrot"
-    refused(tmp_path / "nowhere", output, "nowhere", "neither a folder")
+    assert_refused(tmp_path / "nowhere", output, "nowhere", "neither a folder")
     source = official()
     weights = (source / "model.safetensors").read_bytes()
     (source / "model.safetensors").write_bytes(weights[:-1000])
-    refused(source, output, "model.safetensors", "cannot be read")
+    assert_refused(source, output, "model.safetensors", "cannot be read")
     (source / "model.safetensors").unlink()
-    refused(source, output, "has no weights")
+    assert_refused(source, output, "has no weights")
     (source / "pytorch_model.bin").write_bytes(b"no weights")
-    refused(source, output, "pytorch_model.bin", "cannot be read")
+    assert_refused(source, output, "pytorch_model.bin", "cannot be read")
     (source / "pytorch_model.bin").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(source, output, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    assert_refused(source, output, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     (source / "config.json").write_text("{")
-    refused(source, output, "config.json is no JSON")
+    assert_refused(source, output, "config.json is no JSON")
     (source / "config.json").unlink()
-    refused(source, output, "has no config.json")
+    assert_refused(source, output, "has no config.json")
 
 
 def test_towers_and_tokenizers_that_do_not_fit(official, tmp_path):
     source, output = official(), tmp_path / "parrot"
     tower = source / "openai" / "clip-vit-tiny"
     CLIPVisionConfig(**(SMALL_TOWER | {"num_hidden_layers": 2})).save_pretrained(tower)
-    refused(source, output, "unknown: " + TOWER_PREFIX + "encoder.layers.2.mlp.fc1.weight")
+    assert_refused(source, output, "unknown: " + TOWER_PREFIX + "encoder.layers.2.mlp.fc1.weight")
     CLIPVisionConfig(**(SMALL_TOWER | {"image_size": 42})).save_pretrained(tower)
-    refused(source, output, "42 x 42")
+    assert_refused(source, output, "42 x 42")
     (tower / "config.json").write_text(json.dumps({"model_type": "siglip_vision_model"}))
-    refused(source, output, "siglip_vision_model", "CLIP")
+    assert_refused(source, output, "siglip_vision_model", "CLIP")
     CLIPVisionConfig(**SMALL_TOWER).save_pretrained(tower)
     words = json.loads((source / "tokenizer.json").read_text())
     words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] != "<|im_start|>"]
@@ -548,7 +548,7 @@ def test_towers_and_tokenizers_that_do_not_fit(official, tmp_path):
     settings = json.loads((source / "tokenizer_config.json").read_text())
     del settings["added_tokens_decoder"], settings["additional_special_tokens"]
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
-    refused(source, output, "<|im_start|>")
+    assert_refused(source, output, "<|im_start|>")
 
 
 def test_output_is_checked_before_the_work(tmp_path):
