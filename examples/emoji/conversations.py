@@ -195,7 +195,8 @@ def stage2_rows(
     The languages of the visual rows follow `language_shares`; riddles, which cost no image, are spread evenly.
 
     Args:
-        images: {concept id: image paths}. Only these concepts are shown, and only these are options beside a picture.
+        images: {concept id: paths of drawings}. Only these concepts are shown, and only these are options beside a
+            picture.
         views: {concept id: paths of altered copies}, which choice questions show: a drawing that the tower knows by
             heart would be named without a look at the options.
         collages: {concept id: paths of images that show it and another concept, and that other's id}, for choice
@@ -215,7 +216,7 @@ def stage2_rows(
             deck[lang] = deck[lang] or rng.sample(pool, len(pool))
             concept = deck[lang].pop()
             task = rng.choices(["naming", "choice"], [0.25, 0.75])[0]
-            path = rng.choice((images if task == "naming" else views)[concept.id])
+            path = rng.choice(views[concept.id] + (images[concept.id] if task == "naming" else []))
             options_from = pool
             if task == "choice" and collages.get(concept.id) and rng.random() < COLLAGE_SHARE:
                 path, other = rng.choice(collages[concept.id])
@@ -406,7 +407,6 @@ def write(
     splits = {concept.id: concept.split for concept in data.concepts}
     drawings = {key: image for key, image in load_images(data_dir).items() if key[1] in splits}
     originals: dict[str, list[str]] = {}  # stage 1: what the tower knows best is aligned fastest
-    shown: dict[str, list[str]] = {}
     altered_views: dict[str, list[str]] = {}
     collages: dict[str, list[tuple[str, str]]] = {}
     written = 0
@@ -420,7 +420,6 @@ def write(
             new = {image_path(style, id_, f"view{k}"): altered(drawing, rng) for k in range(1, views + 1)}
             copies |= new
             originals.setdefault(id_, []).append(image_path(style, id_))
-            shown.setdefault(id_, []).extend(copies)
             altered_views.setdefault(id_, []).extend(new)
             other = rng.choice([c for s, c in drawings if s == style and splits[c] == "train" and c != id_])
             path = image_path(style, id_, "collage")
@@ -432,7 +431,7 @@ def write(
         written += len(copies)
     files = {
         "stage1.jsonl": stage1_rows(data, wording, originals, stage1_per_image, seed),
-        "stage2.jsonl": stage2_rows(data, wording, shown, altered_views, collages, stage2_count, seed, languages),
+        "stage2.jsonl": stage2_rows(data, wording, originals, altered_views, collages, stage2_count, seed, languages),
         "eval.jsonl": eval_rows(data, wording, seed, languages),
         "text.jsonl": text_rows(data, wording, text_per_language, seed, languages),
     }

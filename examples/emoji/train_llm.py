@@ -289,7 +289,7 @@ def as_pictures(embeddings: Tensor, described: Tensor) -> Tensor:
 
 
 def misled(model: LlamaForCausalLM, embeddings: Tensor, ids: Tensor, roles: Tensor) -> Tensor:
-    """The embeddings [B, L, C] with descriptions moved to where they mislead the model most.
+    """How far, and where, to move descriptions [B, L, C] so that they mislead the model most; zero elsewhere.
 
     One step of gradient ascent on the loss, of random length up to MISLED lengths of the description (adversarial
     training; Miyato et al. 2017). A projector is fitted by gradient too: in stage 1 it finds whatever makes the model
