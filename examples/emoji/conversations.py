@@ -190,7 +190,7 @@ def stage2_rows(
     seed: int,
     languages: Sequence[str] = PARROT_LANGUAGES,
 ) -> list[Row]:
-    """Visual questions in PARROT's mixture of languages, some with two turns, and text-only riddles.
+    """Visual questions in PARROT's mixture of languages, and text-only riddles.
 
     The languages of the visual rows follow `language_shares`; riddles, which cost no image, are spread evenly.
 
@@ -355,7 +355,9 @@ def altered(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def collage(first: Image.Image, second: Image.Image, rng: random.Random) -> Image.Image:
-    """Two drawings on one white picture, in opposite corners and hardly overlapping."""
+    """Two drawings on one picture: laid over each other, or in opposite corners and hardly overlapping."""
+    if rng.random() < 0.6:
+        return Image.blend(first, second, rng.uniform(0.35, 0.65))
     size = first.width
     result = Image.new("RGB", first.size, "white")
     left, top = rng.random() < 0.5, rng.random() < 0.5
@@ -374,7 +376,7 @@ def write(
     output_dir: str | Path,
     *,
     languages: Sequence[str] = PARROT_LANGUAGES,
-    views: int = 2,
+    views: int = 3,
     stage1_per_image: int = 8,
     stage2_count: int = 12_000,
     text_per_language: int = 80,
@@ -385,7 +387,7 @@ def write(
 
     Args:
         languages: languages of stage 2 and of the evaluation; English must be among them.
-        views: altered copies per training drawing.
+        views: altered copies per training drawing, and as many collages.
         stage1_per_image: captions per training drawing; stage 1 shows no altered copies.
         stage2_count: rows of stage 2.
         text_per_language: things asked about in `text.jsonl`, four questions each (fewer where riddles run out).
@@ -421,11 +423,12 @@ def write(
             copies |= new
             originals.setdefault(id_, []).append(image_path(style, id_))
             altered_views.setdefault(id_, []).extend(new)
-            other = rng.choice([c for s, c in drawings if s == style and splits[c] == "train" and c != id_])
-            path = image_path(style, id_, "collage")
-            copies[path] = collage(drawing, drawings[style, other], rng)
-            collages.setdefault(id_, []).append((path, other))
-            collages.setdefault(other, []).append((path, id_))
+            for k in range(1, views + 1):
+                other = rng.choice([c for s, c in drawings if s == style and splits[c] == "train" and c != id_])
+                path = image_path(style, id_, f"collage{k}")
+                copies[path] = collage(altered(drawing, rng), altered(drawings[style, other], rng), rng)
+                collages.setdefault(id_, []).append((path, other))
+                collages.setdefault(other, []).append((path, id_))
         for path, image in copies.items():
             image.save(output / path, compress_level=1)
         written += len(copies)
@@ -444,7 +447,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--languages", nargs="+", default=list(PARROT_LANGUAGES))
-    parser.add_argument("--views", type=int, default=2, help="altered copies per training drawing")
+    parser.add_argument("--views", type=int, default=3, help="altered copies and collages per training drawing")
     parser.add_argument("--stage1-per-image", type=int, default=8)
     parser.add_argument("--stage2-count", type=int, default=12_000)
     parser.add_argument("--text-per-language", type=int, default=80)

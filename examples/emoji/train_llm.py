@@ -310,10 +310,11 @@ def loss_of(model: LlamaForCausalLM, embeddings: Tensor, ids: Tensor, roles: Ten
     return F.cross_entropy(model.lm_head(hidden[trained]).float(), ids[:, 1:][trained])
 
 
-def answer_loss(model: LlamaForCausalLM, ids: Tensor, roles: Tensor) -> Tensor:
-    """The loss on answers, with descriptions read as a projector would write them."""
+def answer_loss(model: LlamaForCausalLM, ids: Tensor, roles: Tensor, misleading: float) -> Tensor:
+    """The loss on answers, with descriptions read as a projector would write them, in a share `misleading` of the
+    batches as one that means to mislead would."""
     embeddings = as_pictures(model.get_input_embeddings()(ids), roles == DESCRIPTION)
-    if (roles == DESCRIPTION).any() and torch.rand(()) < 0.5:  # half of the batches: it doubles their cost
+    if (roles == DESCRIPTION).any() and torch.rand(()) < misleading:
         embeddings = embeddings + misled(model, embeddings, ids, roles)
     return loss_of(model, embeddings, ids, roles)
 
@@ -397,8 +398,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = peak_lr * min(1, step / 100, (steps + 1 - step) / (0.6 * steps))
         ids, roles = next(stream)
+        misleading = min(0.5, step / steps)  # it doubles a batch's cost, and what cannot read yet cannot be misled
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            loss = answer_loss(model, ids.to(device), roles.to(device))
+            loss = answer_loss(model, ids.to(device), roles.to(device), misleading)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -428,7 +430,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--start-from", type=Path, help="go on with a model made by this program")
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peak-lr", type=float, default=2e-3)
