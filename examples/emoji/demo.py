@@ -151,13 +151,13 @@ def mean_of_kinds(scores: dict[str, dict[str, float]]) -> dict[str, float]:
 def example() -> tuple[Path, str]:
     """An evaluation picture (held-out style) and what it shows."""
     data = load_data()
-    concept = next(concept for concept in data.split("train") if concept.names["en"] == "cat")
+    concept = next(concept for concept in data.split("train") if concept.names["en"] == "dog")
     return DATA / "images" / data.held_out_style / f"{concept.id}.png", concept.names["en"]
 
 
 def ask() -> None:
     image, name = example()
-    print(f"  Picture: {image} ({name})")
+    print(f"  Picture: {image} ({name})", flush=True)
     wording = load_questions()
     questions = [wording[lang]["naming"][0] for lang in PARROT_LANGUAGES]
     command = [sys.executable, "-c", ASK, str(ROOT), str(ROOT / PARROT), str(ROOT / image), *questions]
@@ -201,7 +201,7 @@ def write_card(result: dict[str, Any], quick: bool) -> None:
             for name, recipe in recipes.items()
         ],
         description=(
-            "A toy that shows the whole way on real drawings and human translations. It knows some 250 emoji. 4-way "
+            "A toy that shows the whole way on real drawings and human translations. It was taught 165 emoji. 4-way "
             "questions have distractors of the same group (chance 25); held-out styles and concepts were seen by no "
             "training, the tower's included."
         ),
