@@ -15,6 +15,7 @@ from transformers.configuration_utils import SubConfigSpec
 SHIPPED_MODULES = (
     "chat_templates_parrot",
     "configuration_parrot",
+    "instructions_parrot",
     "modeling_parrot.composition_parrot",
     "modeling_parrot.language_experts_parrot",
     "modeling_parrot.modeling_parrot",

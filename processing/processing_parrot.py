@@ -20,6 +20,7 @@ from chat_templates_parrot import (
     turns_of_text,
 )
 from configuration_parrot import AUTO_MAP, is_remote_code, save_shipped_code
+from instructions_parrot import Instructions, build_instruction, build_row, load_instructions, parse_pivot
 
 
 IMAGE_TOKEN = "<image>"
@@ -46,6 +47,8 @@ class ParrotProcessor(ProcessorMixin):
         routing_scope (`"turn"`, `"prompt"` or `None`): as in [`ParrotConfig`]; `None` makes no routing rows.
         image_token (`str`): the placeholder in text.
         chat_template (`str`): a Jinja template.
+        instructions (`dict`, *optional*): wording of the instruction formats, see `instructions_parrot`. By default
+            the package's, in 13 languages; a saved processor carries what it had.
 
     Raises:
         ValueError: the tokenizer has no image token, or cannot map tokens to characters.
@@ -61,6 +64,7 @@ class ParrotProcessor(ProcessorMixin):
         routing_scope: Literal["turn", "prompt"] | None = "turn",
         image_token: str = IMAGE_TOKEN,
         chat_template: str | None = None,
+        instructions: Instructions | None = None,
         **kwargs,
     ):
         if tokenizer is not None:
@@ -86,6 +90,7 @@ class ParrotProcessor(ProcessorMixin):
         self.num_additional_image_tokens = num_additional_image_tokens
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.routing_scope = routing_scope
+        self.instructions = instructions if instructions or is_remote_code(__name__) else load_instructions()
         self._markers: dict[str, Markers | None] = {}
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -198,6 +203,36 @@ class ParrotProcessor(ProcessorMixin):
                     f"There are {sum(tokens)} {self.image_token} token(s) in the text but {found} image(s). {advice}"
                 )
         super().validate_inputs(images=images, text=text, **kwargs)
+
+    # ------------------------------------------------------------------ instruction formats
+
+    def build_instruction(
+        self, task: str, question: str, language: str, *, answer_language: str | None = None, row_id: str = ""
+    ) -> str:
+        """
+        The user's text in one of LRM-LLaVA's formats: "mvqa", "ep_vqa" (English as pivot) or "bvqa" (the answer in
+        another language). See `instructions_parrot.build_instruction`; `parse_pivot` reads the answer of "ep_vqa".
+        """
+        return build_instruction(
+            task, question, language, self._wording(), answer_language=answer_language, row_id=row_id
+        )
+
+    def build_row(self, task: str, row: dict, language: str, *, answer_language: str | None = None) -> dict:
+        """A training row in one of LRM-LLaVA's formats from a parallel one. See `instructions_parrot.build_row`."""
+        return build_row(task, row, language, self._wording(), answer_language=answer_language)
+
+    @staticmethod
+    def parse_pivot(text: str) -> tuple[str | None, str]:
+        """English question (None if the model wrote none) and answer of an "ep_vqa" answer."""
+        return parse_pivot(text)
+
+    def _wording(self) -> Instructions:
+        if not self.instructions:
+            raise ValueError(
+                "This checkpoint's processor has no instructions: it was saved before they existed. Set "
+                "`processor.instructions`, for example to those of another checkpoint."
+            )
+        return self.instructions
 
     # ------------------------------------------------------------------ calls
 
