@@ -12,7 +12,7 @@ PRELUDE = f"""
 import sys
 # An environment inside the project's folder holds the packages that a stranger has too.
 sys.path[:] = [p for p in sys.path if p.startswith(sys.prefix) or not p.startswith({str(PROJECT)!r})]
-for name in ("configuration_parrot", "modeling_parrot", "processing_parrot", "parrot_data"):
+for name in ("configuration_parrot", "instructions_parrot", "modeling_parrot", "processing_parrot", "parrot_data"):
     try:
         __import__(name)
     except ModuleNotFoundError:
