@@ -7,8 +7,8 @@
   instruction, in the question's language, says which language to answer in.
 
 Stage 1 uses MVQA only, stage 2 all three (section "Cross-Modal Regularizer"). The instructions are the lines of
-`parrot_data/instructions.yaml`, several per language; which one a row gets depends on its id and on nothing else, so that shards,
-workers and later runs agree. Pure functions of text: no image is opened, no file but the wording is read.
+`parrot_data/instructions.yaml`, several per language; which one a row gets depends on its id and on nothing else, so
+that shards, workers and later runs agree. Pure functions of text: no image is opened, no file but the wording is read.
 """
 
 import hashlib

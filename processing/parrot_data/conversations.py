@@ -11,8 +11,9 @@ with as many `{"type": "image"}` parts, in order, as there are images.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instructions_parrot import IMAGE_MARKER
 
-IMAGE_MARKER = "<image>"
+
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
