@@ -80,4 +80,5 @@ def test_the_measured_numbers_reach_their_aims():
     llm = json.loads((BASE / "llm" / "metrics.json").read_text())
     assert list(llm["languages"]) == LANGUAGES
     assert min(scores["naming"] for scores in llm["languages"].values()) >= 0.95
-    assert min(scores["choice"] for scores in llm["languages"].values()) >= 0.8
+    choices = [scores["choice"] for scores in llm["languages"].values()]
+    assert min(choices) >= 0.8 and sum(choices) / len(choices) >= 0.87
