@@ -33,6 +33,7 @@ PARROT_LANGUAGES = ("en", "zh", "pt", "ar", "tr", "ru")
 CHINESE_SHARE, OTHER_SHARE = 0.08, 0.05
 TEXT_SHARE = 0.05
 COLLAGE_SHARE = 0.5  # of the choice questions in stage 2
+OVERLAID_SHARE = 0.6  # of the collages; the others show two drawings in opposite corners
 HELD_OUT_RIDDLES = 0.1
 # Held-out concepts are shown in the unseen style and in one that the tower knows.
 KNOWN_STYLE = "noto"
@@ -356,7 +357,7 @@ def altered(image: Image.Image, rng: random.Random) -> Image.Image:
 
 def collage(first: Image.Image, second: Image.Image, rng: random.Random) -> Image.Image:
     """Two drawings on one picture: laid over each other, or in opposite corners and hardly overlapping."""
-    if rng.random() < 0.6:
+    if rng.random() < OVERLAID_SHARE:
         return Image.blend(first, second, rng.uniform(0.35, 0.65))
     size = first.width
     result = Image.new("RGB", first.size, "white")
