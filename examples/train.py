@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 from train_recipe import LORA_TARGETS, DataArguments, ModelArguments, read_recipe, sources
-from train_report import data_summary, memory_estimate, parameter_table, sample_report
+from train_report import data_summary, memory_estimate, parameter_table, proportions, sample_report
 from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import get_parameter_names
 
@@ -90,7 +90,7 @@ def prepare(arguments: list[str]) -> tuple[Trainer, ModelArguments, str | None]:
         train_dataset=train_data,
         eval_dataset=eval_data or None,
         processing_class=processor,
-        callbacks=[SkippedImages(reader)],
+        callbacks=[ReadRows(reader)],
         optimizer_cls_and_kwargs=(optimizer, {"args": args, "rates": learning_rates(model_args)}),
     )
     return trainer, model_args, resume_from
@@ -174,11 +174,12 @@ def load_data(data_args: DataArguments, args: TrainingArguments):
     if not isinstance(train_data, ConversationDataset) and args.max_steps <= 0:
         raise ValueError("A streaming source has no known length: set `max_steps`.")
     eval_data = {name: ConversationDataset([source], seed, reader) for name, source in eval_sources.items()}
-    if data_args.eval_by_language:
+    if data_args.eval_by:
         eval_data = {
-            language if len(eval_sources) == 1 else f"{name}_{language}": part
+            value if len(eval_sources) == 1 else f"{name}_{value}": part
             for name, data in eval_data.items()
-            for language, part in data.by_language().items()
+            for column in data_args.eval_by
+            for value, part in data.by(column).items()
         }
     return train_data, eval_data, reader
 
@@ -313,8 +314,12 @@ def build_optimizer(model: Any, args: TrainingArguments, rates: dict[str, float]
 # ---------------------------------------------------------------------------------------------- while and after
 
 
-class SkippedImages(TrainerCallback):
-    """Says how many rows were left out because of their images, whenever that number has grown, and at the end."""
+class ReadRows(TrainerCallback):
+    """Says what was read: rows left out because of their images, and of a streamed mixture the realised proportions.
+
+    Skipped rows are reported whenever their number has grown, proportions with every checkpoint and at the end. Both
+    are of this process; the rows of a mixture of known length are all counted before the first step.
+    """
 
     def __init__(self, reader: ImageReader):
         self.reader, self.reported = reader, 0
@@ -324,7 +329,13 @@ class SkippedImages(TrainerCallback):
             self.reported = self.reader.skipped
             print(f"Rows skipped for unreadable images so far, process {args.process_index}: {self.reported}")
 
+    def on_save(self, args, state, control, **kwargs):
+        if self.reader.rows_read:
+            print(f"Step {state.global_step}, read ahead of it by process {args.process_index}:")
+            print(proportions(self.reader.rows_read), flush=True)
+
     def on_train_end(self, args, state, control, **kwargs):
+        self.on_save(args, state, control)
         if self.reader.on_bad_image == "skip":
             print(f"Rows skipped for unreadable images, process {args.process_index}: {self.reader.skipped}")
 

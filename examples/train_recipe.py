@@ -9,10 +9,10 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from parrot_data import DataSource
+from parrot_data import DataSource, Mixture
 
 
-PRESETS = Path(__file__).resolve().parents[1] / "configuration" / "presets"
+CONFIGURATION = Path(__file__).resolve().parents[1] / "configuration"
 # Every projection of the language model, and nothing of the vision tower or the experts, which have modules of the
 # same names.
 LORA_TARGETS = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
@@ -58,12 +58,19 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which rows are used. Sources are described by `parrot_data.DataSource`."""
+    """Which rows are used. Sources are described by `parrot_data.DataSource`, mixtures by `parrot_data.Mixture`.
 
-    train_data: list[dict] = field(default_factory=list, metadata={"help": "Sources, mixed by their weights."})
+    `train_data` is a list of sources, or a mixture: `mixture` names a file in configuration/mixtures (or a path), and
+    the keys beside it come in place of the file's.
+    """
+
+    train_data: list[dict] = field(
+        default_factory=list, metadata={"help": "Sources, mixed by their weights, or the keys of a mixture."}
+    )
     eval_data: dict = field(default_factory=dict, metadata={"help": "Name to source; logged as eval_NAME_loss."})
-    eval_by_language: bool = field(
-        default=False, metadata={"help": "Split each evaluation source by its language column."}
+    eval_by: list[str] = field(
+        default_factory=list,
+        metadata={"help": "language, task, or both: a loss for each value of these columns, beside no other."},
     )
     max_length: int | None = field(default=None, metadata={"help": "Longer rows are cut here, in text, in tokens."})
     on_bad_image: Literal["error", "skip"] = field(
@@ -173,12 +180,7 @@ def set_nested(recipe: dict[str, Any], arguments: list[str]) -> list[str]:
 def apply_preset(arguments: ModelArguments) -> None:
     """Fills in what the preset says and the recipe does not, and checks that the model is given in one way only."""
     if arguments.preset is not None:
-        path = Path(arguments.preset)
-        if path.suffix != ".yaml":
-            path = PRESETS / f"{arguments.preset}.yaml"
-        if not path.is_file():
-            available = sorted(file.stem for file in PRESETS.glob("*.yaml"))
-            raise FileNotFoundError(f"Preset {arguments.preset} does not exist. Available: {', '.join(available)}.")
+        path = named_file(arguments.preset, "presets")
         preset = read_yaml(path)
         for key in preset:
             check_key(key, ["vision_tower", "language_model", "chat_template", "adapter"], str(path))
@@ -201,25 +203,57 @@ def apply_preset(arguments: ModelArguments) -> None:
         raise ValueError("`merge_lora` needs `lora`.")
 
 
-def sources(arguments: DataArguments) -> tuple[list[DataSource], dict[str, DataSource]]:
-    """The training sources and the evaluation sources by name, checked."""
-    known = [item.name for item in fields(DataSource)]
-
-    def source(entry: Any, where: str) -> DataSource:
-        if not isinstance(entry, dict) or "path" not in entry:
-            raise ValueError(f"{where} must be an entry with a `path`, is {entry!r}.")
-        for key in entry:
-            check_key(key, known, where)
-        return DataSource(**entry)
-
-    train = [source(entry, f"train_data, entry {number}") for number, entry in enumerate(arguments.train_data)]
+def sources(arguments: DataArguments) -> tuple[list[DataSource] | Mixture, dict[str, DataSource]]:
+    """The training sources or their mixture, and the evaluation sources by name, checked."""
+    train: list[DataSource] | Mixture
+    if isinstance(arguments.train_data, dict):
+        train = mixture(arguments.train_data)
+    else:
+        train = [source(entry, f"train_data, entry {number}") for number, entry in enumerate(arguments.train_data)]
     evaluation = {name: source(entry, f"eval_data, {name}") for name, entry in arguments.eval_data.items()}
     for name, entry in evaluation.items():
         if entry.streaming:
             raise ValueError(
                 f"eval_data, {name}: an evaluation set cannot be a stream. Use `max_rows` to keep it short."
             )
+    for column in arguments.eval_by:
+        if column not in ("language", "task"):
+            raise ValueError(f"eval_by: {column!r} is neither language nor task.")
     return train, evaluation
+
+
+def source(entry: Any, where: str) -> DataSource:
+    if not isinstance(entry, dict) or "path" not in entry:
+        raise ValueError(f"{where} must be an entry with a `path`, is {entry!r}.")
+    for key in entry:
+        check_key(key, [item.name for item in fields(DataSource)], where)
+    return DataSource(**entry)
+
+
+def mixture(entry: dict[str, Any]) -> Mixture:
+    """A mixture from the keys of `train_data`, on top of those of the file that its `mixture` names."""
+    where, content = "train_data", {}
+    if "mixture" in entry:
+        path = named_file(str(entry["mixture"]), "mixtures")
+        where, content = f"train_data on {path}", read_yaml(path)
+    content |= {key: value for key, value in entry.items() if key != "mixture"}
+    for key in content:
+        check_key(key, [item.name for item in fields(Mixture)], where)
+    if not isinstance(content.get("sources"), dict):
+        raise ValueError(f"{where}: a mixture needs `sources`, a name and an entry with a `path` for each.")
+    if "languages" not in content:
+        raise ValueError(f"{where}: a mixture needs `languages`, a share for each.")
+    content["sources"] = {name: source(one, f"{where}, source {name}") for name, one in content["sources"].items()}
+    return Mixture(**content)
+
+
+def named_file(name: str, kind: str) -> Path:
+    """A YAML file by its path, or by its name in a folder of `configuration`."""
+    path = Path(name) if Path(name).suffix == ".yaml" else CONFIGURATION / kind / f"{name}.yaml"
+    if not path.is_file():
+        available = sorted(file.stem for file in (CONFIGURATION / kind).glob("*.yaml"))
+        raise FileNotFoundError(f"{kind[:-1].title()} {name} does not exist. Available: {', '.join(available)}.")
+    return path
 
 
 def apply_global_batch_size(data: DataArguments, training: TrainingArguments) -> None:

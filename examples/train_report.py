@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
@@ -90,9 +91,24 @@ def data_summary(args: TrainingArguments, train_data: Any, eval_data: dict[str, 
         f"Training data: {rows}; {steps:,} steps of {batch} rows ({args.per_device_train_batch_size} per device x "
         f"{args.world_size} process(es) x {args.gradient_accumulation_steps} accumulated)"
     ]
+    if hasattr(train_data, "counts"):
+        lines.append(proportions(train_data.counts()))
     if eval_data:
         lines.append("Evaluation data: " + ", ".join(f"{name} {len(data):,}" for name, data in eval_data.items()))
     return "\n".join(lines)
+
+
+def proportions(counts: Mapping[tuple[str, str | None], int]) -> str:
+    """Rows and their share by language and task, for example `cs: 400 (4.0%): mvqa 134, ep_vqa 133, bvqa 133`."""
+    total = max(1, sum(counts.values()))
+    lines = []
+    for language in sorted({language for language, _ in counts}, key=lambda name: (name != "en", name)):
+        tasks = {task: count for (name, task), count in counts.items() if name == language}
+        line = f"{language}: {sum(tasks.values()):,} ({100 * sum(tasks.values()) / total:.1f}%)"
+        if set(tasks) - {"none", None}:
+            line += ": " + ", ".join(f"{task} {count:,}" for task, count in tasks.items())
+        lines.append(f"  {line}")
+    return "\n".join(["Rows by language and task:", *lines])
 
 
 def sample_report(collator: ParrotDataCollator, rows: list[dict], batch: dict[str, torch.Tensor]) -> str:

@@ -18,7 +18,7 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from emoji_data import DATA_DIR, Concept, EmojiData, load_data, load_images
@@ -369,6 +369,44 @@ def collage(first: Image.Image, second: Image.Image, rng: random.Random) -> Imag
     return result
 
 
+class Pictures(NamedTuple):
+    """Paths of training pictures by concept, relative to the output folder."""
+
+    originals: dict[str, list[str]]  # drawings; stage 1 shows these: what the tower knows best is aligned fastest
+    views: dict[str, list[str]]  # altered copies
+    collages: dict[str, list[tuple[str, str]]]  # pictures of two concepts, and the other one's id
+    written: int  # number of all pictures, those for the evaluation included
+
+
+def write_images(output: Path, data: EmojiData, views: int, seed: int, data_dir: Path = DATA_DIR) -> Pictures:
+    """Writes all drawings, and `views` altered copies and collages of each training drawing."""
+    splits = {concept.id: concept.split for concept in data.concepts}
+    drawings = {key: image for key, image in load_images(data_dir).items() if key[1] in splits}
+    pictures = Pictures({}, {}, {}, 0)
+    written = 0
+    for style in {style for style, _ in drawings}:
+        (output / "images" / style).mkdir(parents=True, exist_ok=True)
+    for (style, id_), drawing in drawings.items():
+        train = style in data.train_styles and splits[id_] == "train"
+        rng = random.Random(f"view {seed} {style} {id_}")
+        copies = {image_path(style, id_): drawing}
+        if train:
+            new = {image_path(style, id_, f"view{k}"): altered(drawing, rng) for k in range(1, views + 1)}
+            copies |= new
+            pictures.originals.setdefault(id_, []).append(image_path(style, id_))
+            pictures.views.setdefault(id_, []).extend(new)
+            for k in range(1, views + 1):
+                other = rng.choice([c for s, c in drawings if s == style and splits[c] == "train" and c != id_])
+                path = image_path(style, id_, f"collage{k}")
+                copies[path] = collage(altered(drawing, rng), altered(drawings[style, other], rng), rng)
+                pictures.collages.setdefault(id_, []).append((path, other))
+                pictures.collages.setdefault(other, []).append((path, id_))
+        for path, image in copies.items():
+            image.save(output / path, compress_level=1)
+        written += len(copies)
+    return pictures._replace(written=written)
+
+
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     path.write_text("".join(json.dumps(content, ensure_ascii=False) + "\n" for content in rows), encoding="utf-8")
 
@@ -407,32 +445,8 @@ def write(
             "and at least one view."
         )
     output = Path(output_dir)
-    splits = {concept.id: concept.split for concept in data.concepts}
-    drawings = {key: image for key, image in load_images(data_dir).items() if key[1] in splits}
-    originals: dict[str, list[str]] = {}  # stage 1: what the tower knows best is aligned fastest
-    altered_views: dict[str, list[str]] = {}
-    collages: dict[str, list[tuple[str, str]]] = {}
-    written = 0
-    for style in {style for style, _ in drawings}:
-        (output / "images" / style).mkdir(parents=True, exist_ok=True)
-    for (style, id_), drawing in drawings.items():
-        train = style in data.train_styles and splits[id_] == "train"
-        rng = random.Random(f"view {seed} {style} {id_}")
-        copies = {image_path(style, id_): drawing}
-        if train:
-            new = {image_path(style, id_, f"view{k}"): altered(drawing, rng) for k in range(1, views + 1)}
-            copies |= new
-            originals.setdefault(id_, []).append(image_path(style, id_))
-            altered_views.setdefault(id_, []).extend(new)
-            for k in range(1, views + 1):
-                other = rng.choice([c for s, c in drawings if s == style and splits[c] == "train" and c != id_])
-                path = image_path(style, id_, f"collage{k}")
-                copies[path] = collage(altered(drawing, rng), altered(drawings[style, other], rng), rng)
-                collages.setdefault(id_, []).append((path, other))
-                collages.setdefault(other, []).append((path, id_))
-        for path, image in copies.items():
-            image.save(output / path, compress_level=1)
-        written += len(copies)
+    pictures = write_images(output, data, views, seed, data_dir)
+    originals, altered_views, collages = pictures.originals, pictures.views, pictures.collages
     files = {
         "stage1.jsonl": stage1_rows(data, wording, originals, stage1_per_image, seed),
         "stage2.jsonl": stage2_rows(data, wording, originals, altered_views, collages, stage2_count, seed, languages),
@@ -441,7 +455,7 @@ def write(
     }
     for name, rows in files.items():
         write_jsonl(output / name, rows)
-    return {"images": written, **{name: len(rows) for name, rows in files.items()}}
+    return {"images": pictures.written, **{name: len(rows) for name, rows in files.items()}}
 
 
 if __name__ == "__main__":

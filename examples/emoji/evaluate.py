@@ -167,6 +167,23 @@ def evaluate(
     return result
 
 
+def evaluate_pictures(
+    folder: Path, data: Path, languages: Sequence[str], per_language: int | None = None
+) -> dict[str, Scores]:
+    """Only the questions on held-out pictures, in any of the 13 languages: `{"style": Scores, "concept": Scores}`."""
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    names = name_languages(load_data(), languages)
+    asked = [row for row in read_rows(data / "eval.jsonl") if row["language"] in languages]
+    rows = limited(asked, per_language)
+    answers, _ = answer(model, processor, rows, data)
+    result = {}
+    for split in ("style", "concept"):
+        chosen = [i for i, row in enumerate(rows) if row["split"] == split]
+        result[split] = score([rows[i] for i in chosen], [answers[i] for i in chosen], names, languages)
+    return result
+
+
 def evaluate_text(model, processor, data: Path, languages: Sequence[str], per_language: int | None = None) -> Scores:
     """Text-only scores: riddles from keywords never trained on, and questions on an English description."""
     rows = limited(read_rows(data / "text.jsonl"), per_language)

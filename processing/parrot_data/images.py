@@ -1,6 +1,6 @@
 """Reading the images of a row, in the worker that needs them, and what happens with those that cannot be read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -75,11 +75,23 @@ class ImageReader:
         self._in_a_row = 0
         # Rows are read in worker processes but reported by the main one. A slot per worker needs no lock.
         self._skipped = torch.zeros(self.max_workers, dtype=torch.int64).share_memory_()
+        self.kinds: list[tuple[str, str | None]] = []
+        self._read = torch.zeros(self.max_workers, 0, dtype=torch.int64)
 
     @property
     def skipped(self) -> int:
         """Number of times a row was skipped, over all workers of this process."""
         return int(self._skipped.sum())
+
+    def count_kinds(self, kinds: Sequence[tuple[str, str | None]]) -> None:
+        """From now on counts the rows that are read by (language, task), a task of None being any."""
+        self.kinds = list(kinds)
+        self._read = torch.zeros(self.max_workers, len(self.kinds), dtype=torch.int64).share_memory_()
+
+    @property
+    def rows_read(self) -> dict[tuple[str, str | None], int]:
+        """Rows read so far, over all workers of this process; workers are some batches ahead of the training."""
+        return dict(zip(self.kinds, self._read.sum(0).tolist(), strict=True))
 
     def read(self, row: dict) -> dict | None:
         """The row with PIL images, or None if it has to be skipped."""
@@ -91,8 +103,14 @@ class ImageReader:
             self._in_a_row += 1
             if self._in_a_row >= self.limit:
                 raise BadImageError(f"{self.limit} rows in a row have unreadable images, the last: {error}") from error
-            worker = get_worker_info()
-            self._skipped[0 if worker is None else 1 + worker.id % (self.max_workers - 1)] += 1
+            self._skipped[self._slot()] += 1
             return None
         self._in_a_row = 0
+        for number, (language, task) in enumerate(self.kinds):
+            if row["language"] == language and task in (None, row["task"]):
+                self._read[self._slot(), number] += 1
         return {**row, "images": images}
+
+    def _slot(self) -> int:
+        worker = get_worker_info()
+        return 0 if worker is None else 1 + worker.id % (self.max_workers - 1)

@@ -13,7 +13,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from parrot_data.collator import ParrotDataCollator
-    from parrot_data.sources import ConversationDataset
+    from parrot_data.mixtures import ConversationDataset
 
 
 def needed_part(messages: list[dict]) -> list[dict]:

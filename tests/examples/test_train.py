@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,7 +43,7 @@ def parts(tmp_path_factory):
     tiny_models.save_language_model(folder / "lm")
     data = tiny_data.write(folder / "data", tiny_data.rows(24))
     content = settings(folder, data, folder / "stage1", stage="alignment", adapter={"num_language_experts": 0})
-    content |= {"eval_data": {"test": content["train_data"][0] | {"max_rows": 8}}, "eval_by_language": True}
+    content |= {"eval_data": {"test": content["train_data"][0] | {"max_rows": 8}}, "eval_by": ["language"]}
     content |= {"eval_strategy": "epoch", "learning_rate": 1e-2}
     path = folder / "stage1.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -435,3 +436,48 @@ def test_bad_images_stop_or_are_skipped_and_counted(parts, recipe, tmp_path, cap
     train.main([recipe("lenient", train_data=source, on_bad_image="skip", dataloader_num_workers=1)])
     assert "Rows skipped for unreadable images, process 0: 1" in capsys.readouterr().out
     assert len(losses(tmp_path / "lenient")) == 6
+
+
+@pytest.fixture
+def parallel(tmp_path):
+    """A mixture of 12 rows in two parallel languages and three formats, as a recipe's `train_data`."""
+    rows = [
+        {
+            "id": str(k),
+            "image": f"{k}.png",
+            "texts": {
+                "en": [{"question": "<image>\nWhat is in the picture?", "answer": f"a cat and {k} dogs"}],
+                "zh": [{"question": "<image>\n图中是什么？", "answer": f"一只猫 {k}"}],
+            },
+        }
+        for k in range(12)
+    ]
+    path = tiny_data.write(tmp_path / "parallel", rows)
+    source = {"path": str(path), "image_folder": str(path.parent / "images")}
+    shares = {"languages": {"en": 0.5, "zh": 0.5}, "tasks": {"mvqa": 0.5, "ep_vqa": 0.25, "bvqa": 0.25}}
+    return {"sources": {"all": source}, **shares}
+
+
+def test_a_mixture_trains_with_its_losses_per_language_and_task(recipe, parallel, tmp_path, capsys):
+    evaluation = {"held_out": {**parallel["sources"]["all"], "max_rows": 3}}
+    options = {"eval_data": evaluation, "eval_by": ["language", "task"], "eval_strategy": "epoch"}
+    train.main([recipe(train_data=parallel, save_strategy="steps", save_steps=2, **options)])
+    printed = capsys.readouterr().out
+    assert "24 rows" in printed and "en: 12 (50.0%): mvqa 12" in printed
+    assert "zh: 12 (50.0%): bvqa 3, ep_vqa 3, mvqa 6" in printed
+    last = {key for entry in log(tmp_path / "run") for key in entry}
+    assert {f"eval_{name}_loss" for name in ("en", "zh", "mvqa", "ep_vqa", "bvqa")} <= last
+    # In the middle of an epoch the mixture goes on where it was.
+    first = losses(tmp_path / "run")
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    train.main([recipe(train_data=parallel, **options), "--resume_from_checkpoint", "true"])
+    assert losses(tmp_path / "run") == first
+
+
+def test_a_streamed_mixture_says_what_it_read(recipe, parallel, capsys):
+    parallel["sources"]["all"]["streaming"] = True
+    train.main([recipe(train_data=parallel, max_steps=3)])
+    printed = capsys.readouterr().out
+    assert "a stream of rows" in printed and "Step 3, read ahead of it by process 0:" in printed
+    assert re.search(r"en: \d+ \(\d+\.\d%\)", printed.rpartition("read ahead")[2])

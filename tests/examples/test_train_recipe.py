@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 from train_recipe import read_recipe, sources  # noqa: E402
 
+from parrot_data import Mixture  # noqa: E402
+
 
 RECIPES = sorted((ROOT / "configuration" / "recipes").glob("*.yaml"))
 ACCELERATE = sorted((ROOT / "configuration" / "accelerate").glob("*.yaml"))
@@ -43,7 +45,10 @@ def test_shipped_recipes_are_valid(path):
     model, data, training = read_recipe([str(path), "--use_cpu", "--bf16", "false", "--tf32", "false"])
     assert model.checkpoint or (model.vision_tower and model.language_model)
     train, _ = sources(data)
-    assert all(source.weight == 1 for source in train)
+    if isinstance(train, Mixture):
+        assert len(train.languages) == 10 and train.languages["en"] == pytest.approx(0.5, abs=0.005)
+    else:
+        assert all(source.weight == 1 for source in train)
     assert training.gradient_accumulation_steps * training.per_device_train_batch_size == data.global_batch_size
     assert data.max_length == 2048 and training.num_train_epochs == 1 and training.weight_decay == 0
 
@@ -105,6 +110,34 @@ def test_the_command_line_wins(recipe):
 def test_mistakes_are_named(recipe, changes, extra, complaint):
     with pytest.raises((ValueError, FileNotFoundError), match=complaint):
         read_recipe([recipe(**changes), *extra])
+
+
+def test_a_mixture_is_a_file_and_what_the_recipe_changes(recipe):
+    path = recipe(train_data={"mixture": "lrm_llava_stage2", "sources": {"a": {"path": "a.parquet"}}})
+    train, _ = sources(read_recipe([path, "--train_data.non_english_ratio", "0.4", "--train_data.rows", "700"])[1])
+    assert (
+        train.languages["en"] == pytest.approx(1 / 1.4)
+        and train.rows == 700
+        and train.sources["a"].path == "a.parquet"
+    )
+    tasks = "--train_data.tasks={mvqa: 0.5, bvqa: 0.5}"
+    assert sources(read_recipe([path, tasks])[1])[0].tasks == {"mvqa": 0.5, "bvqa": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"mixture": "lrm"}, "Mixture lrm does not exist. Available: lrm_llava_stage1, "),
+        ({"langauges": {}}, "unknown key `langauges`. Did you mean `languages`"),
+        ({"sources": None}, "a mixture needs `sources`"),
+        ({"sources": {"a": {"file": "x"}}}, "source a must be an entry with a `path`"),
+        ({"weights": {"b": 1.0}}, "name different things: a, b"),
+    ],
+)
+def test_mistakes_in_a_mixture_are_named(recipe, changes, complaint):
+    entry = {"mixture": "lrm_llava_stage2", "sources": {"a": {"path": "a.parquet"}}} | changes
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        read_recipe([recipe(train_data=entry)])
 
 
 def test_unreadable_recipes(tmp_path):

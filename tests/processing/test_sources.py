@@ -140,8 +140,8 @@ def test_filters(data):
     assert set(streamed) == {"image-1", "text-3"}
 
 
-def test_by_language(data):
-    parts = opened(source(data)).by_language()
+def test_by_column(data):
+    parts = opened(source(data)).by("language")
     assert {name: len(part) for name, part in parts.items()} == {"en": 6, "zh": 6}
     assert all(row["language"] == name for name, part in parts.items() for row in part)
 

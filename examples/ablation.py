@@ -1,0 +1,309 @@
+"""What each instruction format, the share of non-English data, and the experts contribute, on the emoji data.
+
+    python examples/ablation.py --output outputs/ablation                      # everything, 3 seeds: hours of two cores
+    python examples/ablation.py --output outputs/ablation --studies formats    # one study
+    python examples/ablation.py --output outputs/ablation --report-only        # tables and plot of what there is
+
+Three studies, each condition trained in both stages with `examples/train.py` and asked the same questions:
+
+- formats: LRM-LLaVA, table 3: without all instruction formats (English data only), without each one, all.
+- experts: PARROT, figure 5a: English data only, multilingual data, multilingual data and experts.
+- ratio: LRM-LLaVA, figure 6: 0.4, 0.7, 1 and 1.5 rows in other languages per English row.
+
+The setting is low-resource: in `formats` and `experts` each language but English has 4% of the rows, in both stages as
+far as a stage is multilingual at all. All conditions see the same number of rows of the same pool of pictures. A
+condition that lacks one format has more of the others, not less data.
+
+A run that is done is not repeated, so an interrupted command goes on where it was. `--output` gets, besides the runs,
+`results.json`, `ablation.md` (tables with mean and spread over the seeds) and `ablation.png`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+
+ROOT = Path(__file__).resolve().parents[1]
+EMOJI = Path(__file__).resolve().parent / "emoji"
+sys.path.insert(0, str(EMOJI))
+
+import parallel  # noqa: E402  the folder of the emoji example has to be named first
+from evaluate import evaluate_pictures  # noqa: E402
+
+import modeling_parrot  # noqa: E402, F401 registers Parrot with the Auto classes
+
+
+LRM = ("en", "cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")  # LRM-LLaVA's ten languages
+SIX = ("en", "zh", "pt", "ar", "tr", "ru")  # PARROT's six
+LOW_RESOURCE = 0.04  # of the rows, for each language but English
+FORMATS = ("mvqa", "ep_vqa", "bvqa")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train. Shares are those of the languages other than English, together."""
+
+    label: str
+    languages: Sequence[str] = LRM
+    aligned: float = LOW_RESOURCE * 9  # in stage 1, always MVQA
+    tuned: float = LOW_RESOURCE * 9  # in stage 2
+    tasks: Sequence[str] = FORMATS
+    experts: int = 0
+
+
+def at_ratio(ratio: float) -> Condition:
+    share = ratio / (1 + ratio)
+    return Condition(f"{ratio:g} non-English rows per English row", aligned=share, tuned=share)
+
+
+CONDITIONS = {
+    "english": Condition("English data only (no formats)", aligned=0, tuned=0),
+    "all": Condition("all formats"),
+    "no_mvqa_stage1": Condition("without MVQA in stage 1", aligned=0),
+    "no_mvqa": Condition("without MVQA in stage 2", tasks=("ep_vqa", "bvqa")),
+    "no_ep_vqa": Condition("without EP-VQA", tasks=("mvqa", "bvqa")),
+    "no_bvqa": Condition("without BVQA", tasks=("mvqa", "ep_vqa")),
+    "multilingual": Condition("multilingual data", SIX, 0, LOW_RESOURCE * 5, ("mvqa",)),
+    "experts": Condition("multilingual data and experts", SIX, 0, LOW_RESOURCE * 5, ("mvqa",), experts=6),
+    "ratio_0.4": at_ratio(0.4),
+    "ratio_0.7": at_ratio(0.7),
+    "ratio_1": at_ratio(1.0),
+    "ratio_1.5": at_ratio(1.5),
+}
+# Study: what it is, its languages, and its conditions, the one that others are compared with at the end.
+STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
+    "formats": (
+        "Instruction formats (LRM-LLaVA, table 3)",
+        LRM,
+        ("english", "no_mvqa_stage1", "no_mvqa", "no_ep_vqa", "no_bvqa", "all"),
+    ),
+    "experts": ("Data and experts (PARROT, figure 5a)", SIX, ("english", "multilingual", "experts")),
+    "ratio": (
+        "Share of non-English data (LRM-LLaVA, figure 6)",
+        LRM,
+        ("ratio_0.4", "ratio_0.7", "ratio_1", "ratio_1.5"),
+    ),
+}
+MEASURES = {
+    "style choice": "4-way, held-out style",
+    "style naming": "naming, held-out style",
+    "style in_language": "in language",
+    "concept choice": "4-way, held-out concepts",
+    "concept naming": "naming, held-out concepts",
+}
+
+
+def mixture(data: Path, file: str, languages: Sequence[str], share: float, tasks: Sequence[str]) -> dict[str, Any]:
+    """`train_data` of a recipe: `share` of the rows in other languages than English, spread evenly."""
+    others = [language for language in languages if language != "en"] if share else []
+    return {
+        "sources": {"emoji": {"path": str(data / file), "image_folder": str(data)}},
+        "languages": {"en": 1 - share} | {language: share / len(others) for language in others},
+        "tasks": {task: 1 / len(tasks) for task in tasks},
+    }
+
+
+def train(recipe: str, output: Path, settings: dict[str, Any]) -> None:
+    """One stage, with what it printed in `output`.log. What an interrupted run left is removed first."""
+    if output.exists():
+        shutil.rmtree(output)
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), str(EMOJI / "recipes" / recipe)]
+    for key, value in (settings | {"output_dir": str(output)}).items():
+        command += [f"--{key}", json.dumps(value) if isinstance(value, (dict, list)) else str(value)]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{output}.log", "w", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"error: training of {output.name} failed, see {output}.log")
+
+
+def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> None:
+    """Trains and scores one condition with one seed, unless that has been done."""
+    condition, data = CONDITIONS[name], folder / "data"
+    scores = folder / "scores" / f"{name}-{seed}.json"
+    settings = settings_of(args)
+    if scores.exists():
+        if json.loads(scores.read_text(encoding="utf-8"))["settings"] != settings:
+            raise SystemExit(f"error: {scores} was made with other settings. Choose another --output or remove it.")
+        return
+    common = {"seed": seed, "per_device_train_batch_size": args.batch_size, "disable_tqdm": True}
+    # Stage 1 is shared by the conditions that do it alike.
+    first = (
+        folder
+        / "stage1"
+        / f"{'-'.join(condition.languages) if condition.aligned else 'en'}-{condition.aligned:.4f}-{seed}"
+    )
+    if not (first / "processor_config.json").exists():  # written last
+        alignment = mixture(data, "captions.jsonl", condition.languages, condition.aligned, ("mvqa",))
+        train("stage1.yaml", first, common | {"max_steps": args.stage1_steps, "train_data": alignment})
+    second = folder / "stage2" / f"{name}-{seed}"
+    tuning = mixture(data, "questions.jsonl", condition.languages, condition.tuned, condition.tasks)
+    train(
+        "stage2.yaml",
+        second,
+        common
+        | {"max_steps": args.stage2_steps, "checkpoint": str(first), "train_data": tuning}
+        | {"learning_rate": args.learning_rate, "adapter.num_language_experts": condition.experts},
+    )
+    asked = [
+        language for language in parallel.LANGUAGES if any(language in STUDIES[study][1] for study in in_studies(name))
+    ]
+    result = evaluate_pictures(second, data, asked, args.per_language)
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    part = scores.with_suffix(".part")
+    part.write_text(json.dumps({"settings": settings, **result}, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.replace(scores)
+    shutil.rmtree(second)  # 30 MB for each of dozens of runs
+
+
+def in_studies(name: str) -> list[str]:
+    return [study for study, (_, _, names) in STUDIES.items() if name in names]
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What has to be equal for two runs to be comparable."""
+    names = ("stage1_steps", "stage2_steps", "batch_size", "learning_rate", "questions", "per_language")
+    return {name: getattr(args, name) for name in names}
+
+
+# ---------------------------------------------------------------------------------------------- tables and plot
+
+
+def collect(folder: Path, languages: Sequence[str], name: str) -> dict[int, dict[str, tuple[float, float]]]:
+    """{seed: {measure: (English, mean of the other languages)}}"""
+    result: dict[int, dict[str, tuple[float, float]]] = {}
+    for path in sorted((folder / "scores").glob(f"{name}-*.json")):
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        values = {}
+        for measure in MEASURES:
+            split, kind = measure.split()
+            by_language = scores[split][kind]
+            others = [by_language[language] for language in languages if language != "en" and language in by_language]
+            values[measure] = (by_language["en"], mean(others))
+        result[int(path.stem.rpartition("-")[2])] = values
+    return result
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{mean(values):.1f}"
+
+
+def tables(folder: Path, studies: Iterable[str]) -> str:
+    """Markdown: a table per study with mean ± standard deviation over seeds, and paired differences."""
+    parts = []
+    for study in studies:
+        title, languages, names = STUDIES[study]
+        found = {name: runs for name in names if (runs := collect(folder, languages, name))}
+        if not found:
+            continue
+        seeds = sorted({seed for runs in found.values() for seed in runs})
+        lines = [
+            f"### {title}",
+            "",
+            f"Seeds: {', '.join(map(str, seeds))}. Per cent; en: English, other: mean of the others.",
+            "",
+        ]
+        heads = [f"{label}, {side}" for label in MEASURES.values() for side in ("en", "other")]
+        lines += [f"| condition | seeds | {' | '.join(heads)} |", "|---|---:|" + "---:|" * len(heads)]
+        for name, runs in found.items():
+            cells = [spread([runs[seed][measure][side] for seed in runs]) for measure in MEASURES for side in (0, 1)]
+            lines.append(f"| {CONDITIONS[name].label} | {len(runs)} | {' | '.join(cells)} |")
+        reference = names[-1] if study != "ratio" else "ratio_1"
+        if reference in found:
+            lines += ["", f"Difference to *{CONDITIONS[reference].label}* with the same seed, in points:", ""]
+            lines += [f"| condition | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+            for name, runs in found.items():
+                both = sorted(set(runs) & set(found[reference]))
+                if name != reference and both:
+                    cells = [
+                        spread([runs[seed][measure][side] - found[reference][seed][measure][side] for seed in both])
+                        for measure in MEASURES
+                        for side in (0, 1)
+                    ]
+                    lines.append(f"| {CONDITIONS[name].label} | {' | '.join(cells)} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(folder: Path, studies: Sequence[str], path: Path) -> None:
+    """A panel per study: 4-way accuracy on the held-out style, English beside the others, a dot per seed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [study for study in studies if any(collect(folder, STUDIES[study][1], name) for name in STUDIES[study][2])]
+    heights = [len(STUDIES[study][2]) for study in shown]
+    figure, panels = plt.subplots(
+        len(shown),
+        1,
+        figsize=(7, 1.2 + 0.62 * sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
+        layout="constrained",
+        sharex=True,
+    )
+    for axes, study in zip(panels[:, 0], shown, strict=True):
+        title, languages, names = STUDIES[study]
+        for place, name in enumerate(reversed(names)):
+            runs = collect(folder, languages, name)
+            for side, (label, colour, mark) in enumerate(
+                (("English", "#0072B2", "o"), ("mean of the others", "#D55E00", "D"))
+            ):
+                values = [values["style choice"][side] for values in runs.values()]
+                height = place + (0.17 if side == 0 else -0.17)
+                if values:
+                    axes.plot(values, [height] * len(values), mark, color=colour, alpha=0.45, markersize=5)
+                    axes.plot([mean(values)] * 2, [height - 0.14, height + 0.14], color=colour, linewidth=2.5,
+                              label=label if place == 0 else None)  # fmt: skip
+        axes.set_yticks(range(len(names)), [CONDITIONS[name].label for name in reversed(names)])
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0, 0].legend(fontsize=8, loc="best")
+    panels[-1, 0].set_xlabel("4-way accuracy on the held-out style, % (chance 25); bar: mean over seeds")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/ablation"))
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--stage1-steps", type=int, default=200)
+    parser.add_argument("--stage2-steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=32, help="rows per step")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of stage 2")
+    parser.add_argument("--questions", type=int, default=12_000, help="rows in the pool of stage 2")
+    parser.add_argument("--per-language", type=int, default=100, help="questions per split, kind and language")
+    parser.add_argument("--report-only", action="store_true", help="train nothing")
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    folder = args.output.resolve()
+    names = list(dict.fromkeys(name for study in args.studies for name in STUDIES[study][2]))
+    if not args.report_only:
+        if not (folder / "data" / "eval.jsonl").exists():
+            print("Writing pictures and questions ...", flush=True)
+            parallel.write(folder / "data", questions=args.questions)
+        # Seed by seed, so that after an interruption every condition has been seen as often as any other.
+        jobs = [(name, seed) for seed in args.seeds for name in names]
+        for number, (name, seed) in enumerate(jobs, start=1):
+            print(f"[{number}/{len(jobs)}] {CONDITIONS[name].label}, seed {seed}", flush=True)
+            run(name, seed, folder, args)
+    text = tables(folder, args.studies)
+    (folder / "ablation.md").write_text(text, encoding="utf-8")
+    draw(folder, args.studies, folder / "ablation.png")
+    print(f"\n{text}\nMade: {folder}/ablation.md, {folder}/ablation.png; scores of every run in {folder}/scores")
+
+
+if __name__ == "__main__":
+    main()
