@@ -11,8 +11,12 @@ Three studies, each condition trained in both stages with `examples/train.py` an
 - ratio: LRM-LLaVA, figure 6: 0.4, 0.7, 1 and 1.5 rows in other languages per English row.
 
 The setting is low-resource: in `formats` and `experts` each language but English has 4% of the rows, in both stages as
-far as a stage is multilingual at all. All conditions see the same number of rows of the same pool of pictures. A
-condition that lacks one format has more of the others, not less data.
+far as a stage is multilingual at all. Rows are drawn from one pool of pictures and questions, and:
+
+- English data alone is trained on twice: with as many English rows as the other conditions have (the papers add data in
+  other languages to their English data), and with as many rows as they have in all (so as many steps).
+- A condition that lacks one format has more of the others, not less data.
+- In `ratio` the English rows stay and the others are added to them, as in the paper.
 
 A run that is done is not repeated, so an interrupted command goes on where it was. `--output` gets, besides the runs,
 `results.json`, `ablation.md` (tables with mean and spread over the seeds) and `ablation.png`.
@@ -57,20 +61,24 @@ class Condition:
     tuned: float = LOW_RESOURCE * 9  # in stage 2
     tasks: Sequence[str] = FORMATS
     experts: int = 0
+    length: float = 1.0  # steps of stage 2, in those that the command line gives
 
 
 def at_ratio(ratio: float) -> Condition:
     share = ratio / (1 + ratio)
-    return Condition(f"{ratio:g} non-English rows per English row", aligned=share, tuned=share)
+    label = f"{ratio:g} non-English rows per English row"
+    return Condition(label, aligned=share, tuned=share, length=(1 + ratio) * (1 - 9 * LOW_RESOURCE))
 
 
 CONDITIONS = {
-    "english": Condition("English data only (no formats)", aligned=0, tuned=0),
+    "english_alone": Condition("English data only", aligned=0, tuned=0, length=1 - 9 * LOW_RESOURCE),
+    "english": Condition("English data only, as many rows in all", aligned=0, tuned=0),
     "all": Condition("all formats"),
     "no_mvqa_stage1": Condition("without MVQA in stage 1", aligned=0),
     "no_mvqa": Condition("without MVQA in stage 2", tasks=("ep_vqa", "bvqa")),
     "no_ep_vqa": Condition("without EP-VQA", tasks=("mvqa", "bvqa")),
     "no_bvqa": Condition("without BVQA", tasks=("mvqa", "ep_vqa")),
+    "english_alone_six": Condition("English data only", SIX, 0, 0, length=1 - 5 * LOW_RESOURCE),
     "multilingual": Condition("multilingual data", SIX, 0, LOW_RESOURCE * 5, ("mvqa",)),
     "experts": Condition("multilingual data and experts", SIX, 0, LOW_RESOURCE * 5, ("mvqa",), experts=6),
     "ratio_0.4": at_ratio(0.4),
@@ -83,9 +91,13 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
     "formats": (
         "Instruction formats (LRM-LLaVA, table 3)",
         LRM,
-        ("english", "no_mvqa_stage1", "no_mvqa", "no_ep_vqa", "no_bvqa", "all"),
+        ("english_alone", "english", "no_mvqa_stage1", "no_mvqa", "no_ep_vqa", "no_bvqa", "all"),
     ),
-    "experts": ("Data and experts (PARROT, figure 5a)", SIX, ("english", "multilingual", "experts")),
+    "experts": (
+        "Data and experts (PARROT, figure 5a)",
+        SIX,
+        ("english_alone_six", "english", "multilingual", "experts"),
+    ),
     "ratio": (
         "Share of non-English data (LRM-LLaVA, figure 6)",
         LRM,
@@ -134,7 +146,7 @@ def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> None:
         if json.loads(scores.read_text(encoding="utf-8"))["settings"] != settings:
             raise SystemExit(f"error: {scores} was made with other settings. Choose another --output or remove it.")
         return
-    common = {"seed": seed, "per_device_train_batch_size": args.batch_size, "disable_tqdm": True}
+    common: dict[str, Any] = {"seed": seed, "per_device_train_batch_size": args.batch_size, "disable_tqdm": True}
     # Stage 1 is shared by the conditions that do it alike.
     first = (
         folder
@@ -150,7 +162,7 @@ def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> None:
         "stage2.yaml",
         second,
         common
-        | {"max_steps": args.stage2_steps, "checkpoint": str(first), "train_data": tuning}
+        | {"max_steps": round(condition.length * args.stage2_steps), "checkpoint": str(first), "train_data": tuning}
         | {"learning_rate": args.learning_rate, "adapter.num_language_experts": condition.experts},
     )
     asked = [

@@ -1,6 +1,7 @@
 """What a training recipe may say, and how it is read. See `examples/train.py`."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,9 @@ CONFIGURATION = Path(__file__).resolve().parents[1] / "configuration"
 # Every projection of the language model, and nothing of the vision tower or the experts, which have modules of the
 # same names.
 LORA_TARGETS = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
+
+# Keys of a training recipe whose values are entries of their own.
+NESTED = ("--train_data", "--eval_data", "--adapter", "--lora")
 
 
 @dataclass
@@ -146,9 +150,8 @@ def check_key(key: str, known: list[str], where: str) -> None:
         raise ValueError(f"{where}: unknown key `{key}`." + (f" Did you mean `{near[0]}`?" if near else ""))
 
 
-def set_nested(recipe: dict[str, Any], arguments: list[str]) -> list[str]:
-    """Applies `--a.b VALUE` and, for nested entries, `--a YAML` to the recipe. Returns the other arguments."""
-    nested = ("--train_data", "--eval_data", "--adapter", "--lora")
+def set_nested(recipe: dict[str, Any], arguments: list[str], nested: Sequence[str] = NESTED) -> list[str]:
+    """Applies `--a.b VALUE` and, for `nested` entries, `--a YAML` to the recipe. Returns the other arguments."""
     rest, position = [], 0
     while position < len(arguments):
         name, is_joined, value = arguments[position].partition("=")
@@ -252,7 +255,8 @@ def named_file(name: str, kind: str) -> Path:
     path = Path(name) if Path(name).suffix == ".yaml" else CONFIGURATION / kind / f"{name}.yaml"
     if not path.is_file():
         available = sorted(file.stem for file in (CONFIGURATION / kind).glob("*.yaml"))
-        raise FileNotFoundError(f"{kind[:-1].title()} {name} does not exist. Available: {', '.join(available)}.")
+        what = {"presets": "Preset", "mixtures": "Mixture", "data": "Recipe"}[kind]
+        raise FileNotFoundError(f"{what} {name} does not exist. Available: {', '.join(available)}.")
     return path
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -157,6 +157,24 @@ def read_json(path: str | Path) -> Iterator[dict]:
                 if start == "["
                 else f"{path} is empty: no rows to train on."
             )
+
+
+def raw_rows(source: DataSource) -> Iterator[Any]:
+    """Every row of a source as it is stored, one after the other, images undecoded; filters do not apply.
+
+    Raises:
+        see `read_json` and `open_source`.
+    """
+    path = Path(source.path).expanduser()
+    if path.suffix in (".json", ".jsonl"):
+        if not path.is_file():
+            raise FileNotFoundError(f"Data file {source.path} does not exist (searched from {Path.cwd()}).")
+        return read_json(path)
+    # A part of a split ("train[:1%]") cannot be streamed. Where the images are does not matter here.
+    dataset = load(replace(source, streaming="[" not in source.split, image_folder=None))
+    if isinstance(dataset, datasets.Dataset):
+        dataset = dataset.to_iterable_dataset()
+    return iter(dataset.decode(False))
 
 
 def _json_lines(file: TextIO, path: str | Path) -> Iterator[dict]:

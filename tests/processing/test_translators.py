@@ -1,0 +1,514 @@
+"""Translators: tiny models that learn three languages, a chat endpoint that misbehaves, and people's translations."""
+
+import csv
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from emoji.emoji_data import DATA_DIR
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    NllbTokenizer,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
+
+from parrot_data.translators import (
+    LANGUAGE_TOKENS,
+    EndpointTranslator,
+    FileTranslator,
+    Seq2SeqTranslator,
+    TranslationError,
+    translate_checked,
+    translator_from,
+)
+
+
+LANGUAGES = ["en", "zh", "pt", "ar", "tr", "ru", "cs", "de", "fr", "hr", "it", "ro", "es"]
+SENTENCES = {
+    "en": ["The cat sees a dog.", "A dog runs.", "Two cats sleep!", "What is <1>?"],
+    "de": ["Die Katze sieht einen Hund.", "Ein Hund rennt.", "Zwei Katzen schlafen!", "Was ist <1>?"],
+    "zh": ["猫看见一只狗。", "狗在跑。", "两只猫在睡觉！", "<1>是什么？"],
+}
+DIRECTIONS = [("en", "de"), ("en", "zh"), ("de", "en")]
+CORPUS = [sentence for sentences in SENTENCES.values() for sentence in sentences]
+FAMILIES = ["nllb", "m2m100", "mbart50", "madlad"]
+
+
+class Fixed:
+    """A translator that returns what it is told to."""
+
+    name = "fixed"
+
+    def __init__(self, *lines: str):
+        self.lines = list(lines)
+
+    def translate(self, texts, target, source="en"):
+        return self.lines
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+def save_tokenizer(family: str, folder: Path):
+    """A tokenizer as the family has it, with words of the sentences above."""
+    words = Tokenizer(models.BPE(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    words.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=250, special_tokens=special, show_progress=False))
+    learned = json.loads(words.to_str())["model"]
+    scored = [(piece, -float(len(learned["vocab"]) - number)) for piece, number in learned["vocab"].items()]
+    if family == "nllb":
+        NllbTokenizer(vocab=learned["vocab"], merges=list(map(tuple, learned["merges"]))).save_pretrained(folder)
+    elif family == "mbart50":
+        pieces = [(piece, 0.0) for piece in ("<unk>", "<s>", "</s>")] + scored[4:]
+        MBart50Tokenizer(vocab=pieces, src_lang="en_XX", tgt_lang="de_DE").save_pretrained(folder)
+    elif family == "madlad":
+        pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scored[4:]]
+        pieces += [(f"<2{language}>", 0.0) for language in SENTENCES]
+        T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
+    else:
+        sentencepiece = pytest.importorskip("sentencepiece")
+        from transformers import M2M100Tokenizer
+
+        (folder / "corpus").write_text("\n".join(CORPUS * 20), encoding="utf-8")
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(folder / "corpus"), model_prefix=str(folder / "words"), vocab_size=150, hard_vocab_limit=False, model_type="word",
+            character_coverage=1.0, minloglevel=2, normalization_rule_name="identity",
+        )  # fmt: skip
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "words.model"))
+        names = [*special, *(pieces.id_to_piece(number) for number in range(3, pieces.get_piece_size()))]
+        (folder / "words.json").write_text(json.dumps({piece: number for number, piece in enumerate(names)}))
+        M2M100Tokenizer(folder / "words.json", folder / "words.model").save_pretrained(folder)
+
+
+def save_model(family: str, folder: Path):
+    """A one-layer model of the family, which has learned the sentences by heart from forced tokens or prefixes."""
+    from transformers import AutoTokenizer
+
+    save_tokenizer(family, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    shared = {"vocab_size": 400, "d_model": 64, "dropout": 0.0, "max_position_embeddings": 64}
+    layers = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in [
+        ("layers", 1), ("attention_heads", 2), ("ffn_dim", 64), ("layerdrop", 0.0),
+    ]}  # fmt: skip
+    bart = {**shared, **layers, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    model: torch.nn.Module
+    if family == "madlad":
+        config = T5Config(
+            vocab_size=400, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, dropout_rate=0.0,
+            decoder_start_token_id=tokenizer.pad_token_id, n_positions=64, **ids,
+        )  # fmt: skip
+        model = T5ForConditionalGeneration(config)
+    elif family == "mbart50":
+        model = MBartForConditionalGeneration(MBartConfig(**bart, **ids, decoder_start_token_id=2))
+        model.generation_config.forced_eos_token_id = 2  # as the published checkpoints have it
+    else:
+        model = M2M100ForConditionalGeneration(M2M100Config(**bart, **ids, decoder_start_token_id=2))
+    rows = []
+    for source, target in DIRECTIONS:
+        if family != "madlad":
+            number = {"nllb": 0, "mbart50": 1}.get(family)
+            spell = (lambda code: code) if number is None else (lambda code: LANGUAGE_TOKENS[code][number])  # noqa: B023
+            tokenizer.src_lang, tokenizer.tgt_lang = spell(source), spell(target)
+        prefix = f"<2{target}> " if family == "madlad" else ""
+        for question, answer in zip(SENTENCES[source], SENTENCES[target], strict=True):
+            row = tokenizer(prefix + question, text_target=answer)
+            rows.append({**row, "labels": row["labels"] + [-100] * (16 - len(row["labels"]))})
+    batch = tokenizer.pad(rows, return_tensors="pt")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=100)
+    for _ in range(100):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        decay.step()
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models as small as these only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """`saved(family)` gives the folder of a tiny translation model."""
+    folders: dict[str, str] = {}
+
+    def get(family: str) -> str:
+        if family not in folders:
+            folder = tmp_path_factory.mktemp(family)
+            save_model(family, folder)
+            folders[family] = str(folder)
+        return folders[family]
+
+    return get
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_translates_into_the_language_asked_for_and_back(saved, family):
+    translator = Seq2SeqTranslator(saved(family), device="cpu")
+    for source, target in DIRECTIONS:
+        assert translate_checked(translator, SENTENCES[source], target, source) == SENTENCES[target]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_equals_single_in_any_order(saved, family):
+    single = Seq2SeqTranslator(saved(family), device="cpu", batch_size=1)
+    batched = Seq2SeqTranslator(saved(family), device="cpu", batch_size=3)
+    texts = [*SENTENCES["en"][::-1], *SENTENCES["en"], "A cat sees two dogs.", "cats"]  # the last two it never saw
+    lines = batched.translate(texts, "de")
+    assert lines == [single.translate([text], "de")[0] for text in texts]
+    assert batched.translate([], "de") == []
+
+
+def test_longer_text_is_translated_by_sentences_and_nothing_is_cut(saved):
+    longest = max(len(Seq2SeqTranslator(saved("nllb")).tokenizer(text).input_ids) for text in SENTENCES["en"])
+    translator = Seq2SeqTranslator(saved("nllb"), max_input_tokens=longest)
+    english, german, chinese = (" ".join(SENTENCES["en"]), " ".join(SENTENCES["de"]), "".join(SENTENCES["zh"]))
+    assert translator.translate([english], "de") == [german]
+    assert translator.translate([english], "zh") == [chinese]  # no space after a Chinese full stop
+    with pytest.raises(TranslationError, match="1 of 2 text.*too long") as error:
+        translator.translate(["A dog runs.", "The cat sees a dog " * 3], "de")
+    assert error.value.texts == ["The cat sees a dog " * 3]
+    assert error.value.finished == {"A dog runs.": "Ein Hund rennt."}
+
+
+@pytest.mark.parametrize("family", ["mbart50", "madlad"])
+def test_translation_that_did_not_end_is_an_error(saved, family):
+    """mBART-50 is told to force an end when the length is reached, which must not hide the cut."""
+    translator = Seq2SeqTranslator(saved(family), max_new_tokens=4)
+    with pytest.raises(TranslationError, match="did not end.*max_new_tokens=4") as error:
+        translator.translate(SENTENCES["en"], "de")
+    assert "The cat sees a dog." in error.value.texts
+
+
+def test_language_without_a_token_says_what_to_do(saved):
+    with pytest.raises(ValueError, match="'xx'.*__xx__, <2xx>.*language_tokens={'xx': TOKEN}"):
+        Seq2SeqTranslator(saved("nllb")).translate(["A dog runs."], "xx")
+    translator = Seq2SeqTranslator(saved("nllb"), language_tokens={"xx": "deu_Latn"})
+    assert translator.translate(["A dog runs."], "xx") == ["Ein Hund rennt."]
+    with pytest.raises(ValueError, match="'xx'.*looked for xxx_Latn"):
+        Seq2SeqTranslator(saved("nllb"), language_tokens={"xx": "xxx_Latn"}).translate(["A dog runs."], "xx")
+
+
+@pytest.mark.parametrize("family", ["nllb", "m2m100", "mbart50"])
+def test_all_thirteen_languages_have_a_token(saved, family):
+    translator = Seq2SeqTranslator(saved(family))
+    assert len({translator.language_token(language) for language in LANGUAGES}) == len(LANGUAGES)
+
+
+def test_name_says_what_changes_the_output(saved):
+    name = Seq2SeqTranslator(saved("nllb"), num_beams=2, dtype="bfloat16").name
+    assert saved("nllb") in name and "num_beams=2" in name and "bfloat16" in name
+
+
+# ---------------------------------------------------------------------------------------------- endpoint
+
+
+class Server:
+    """An OpenAI-compatible chat endpoint. `behave(text, attempt)` returns status, headers and the body's choice."""
+
+    def __init__(self, behave):
+        self.behave, self.requests, self.attempts = behave, [], Counter()
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                text = body["messages"][-1]["content"]
+                with server.lock:
+                    server.requests.append({**body, "at": time.monotonic(), "key": self.headers["Authorization"]})
+                    server.attempts[text] += 1
+                    attempt = server.attempts[text]
+                    server.now += 1
+                    server.most = max(server.most, server.now)
+                status, headers, choice = server.behave(text, attempt)
+                with server.lock:
+                    server.now -= 1
+                reply: dict | str = {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "m",
+                    "choices": [choice],
+                }
+                if status != 200:
+                    reply = {"error": {"message": choice}}
+                content = choice.encode() if choice == "<html>" else json.dumps(reply).encode()
+                self.send_response(status)
+                for key, value in {
+                    "Content-Type": "application/json",
+                    "Content-Length": len(content),
+                    **headers,
+                }.items():
+                    self.send_header(key, str(value))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+
+def says(text: str, reason: str = "stop"):
+    return 200, {}, {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
+
+
+@pytest.fixture
+def serve():
+    pytest.importorskip("openai")
+    servers = []
+
+    def start(behave) -> Server:
+        servers.append(Server(behave))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+SOON = {"Retry-After": "0.02"}  # keeps the waiting of `openai` short
+TEXTS = [f"Text {number}" for number in range(12)]
+
+
+def test_endpoint_translates_each_text_in_its_own_request_and_in_order(serve):
+    server = serve(lambda text, _: says(f" {text.upper()}\n"))
+    translator = EndpointTranslator(server.url, "some-model", api_key_env="")
+    assert translate_checked(translator, [*TEXTS, "Text 0"], "cs") == [*[text.upper() for text in TEXTS], "TEXT 0"]
+    assert server.attempts == Counter(TEXTS)
+    for request in server.requests:
+        assert request["model"] == "some-model" and request["temperature"] == 0 and request["seed"] == 0
+        prompt = request["messages"][0]["content"]
+        assert "from English to Czech" in prompt and "<1>" in prompt
+    translator.translate(["Ahoj"], "fi", source="cs")
+    assert "from Czech to the language with the ISO 639 code fi" in server.requests[-1]["messages"][0]["content"]
+
+
+def test_endpoint_asks_many_at_a_time_but_not_more_than_allowed(serve):
+    def slowly(text, _):
+        time.sleep(0.05)
+        return says(text)
+
+    server = serve(slowly)
+    EndpointTranslator(server.url, "m", concurrency=4).translate(TEXTS, "de")
+    assert 1 < server.most <= 4
+
+
+def test_rate_is_limited_with_retries_and_over_calls(serve):
+    server = serve(lambda text, attempt: says(text) if text != "Text 3" or attempt > 1 else (429, SOON, "slow down"))
+    translator = EndpointTranslator(server.url, "m", requests_per_minute=60 * 40)
+    translator.translate(TEXTS[:6], "de")
+    translator.translate(TEXTS[6:], "de")
+    assert len(server.requests) == 13
+    times = sorted(request["at"] for request in server.requests)
+    assert times[-1] - times[0] >= 12 / 40 - 0.02
+
+
+def test_endpoint_that_recovers_loses_nothing(serve):
+    def unreliable(text, attempt):
+        failure = {1: 429, 2: 500, 3: 503}.get(attempt)
+        return (failure, SOON, "busy") if failure and text in TEXTS[::3] else says(text + "!")
+
+    server = serve(unreliable)
+    assert EndpointTranslator(server.url, "m").translate(TEXTS, "de") == [text + "!" for text in TEXTS]
+    assert {server.attempts[text] for text in TEXTS[::3]} == {4}
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"), [(500, "try later"), (429, "requests_per_minute"), (401, "MY_KEY"), (404, "base_url")]
+)
+def test_endpoint_that_fails_for_good_says_where_and_what_to_do(serve, status, advice):
+    server = serve(lambda text, _: says(text) if text != "Text 5" else (status, SOON, "no such luck"))
+    translator = EndpointTranslator(server.url, "m", api_key_env="MY_KEY", max_retries=2, concurrency=1)
+    with pytest.raises(TranslationError) as error:
+        translator.translate(TEXTS, "de")
+    for part in (server.url, "'m'", str(status), "no such luck", advice):
+        assert part in str(error.value)
+    assert error.value.texts == [] and error.value.finished == {text: text for text in TEXTS[:5]}
+    assert server.attempts["Text 5"] == (3 if status in (429, 500) else 1)
+
+
+def test_endpoint_that_is_not_there_says_so(serve):
+    server = serve(None)
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(TranslationError, match="Is the server running"):
+        EndpointTranslator(server.url, "m", max_retries=0).translate(["a"], "de")
+
+
+def test_server_that_is_no_chat_endpoint_is_refused(serve):
+    for answer in ("<html>", {}):
+        server = serve(lambda *_, answer=answer: (200, {"Content-Type": "text/html"} if answer else {}, answer))
+        with pytest.raises(TranslationError, match="not a chat completion.*Is the server"):
+            EndpointTranslator(server.url, "m").translate(["a"], "de")
+
+
+def test_cut_and_refused_answers_are_errors_that_name_their_texts(serve):
+    replies = {"Text 2": says("Te", "length"), "Text 4": says("", "content_filter")}
+    server = serve(lambda text, _: replies.get(text) or says(text))
+    with pytest.raises(TranslationError, match="2 of 12 texts were refused or cut.*'Text [24]'") as error:
+        EndpointTranslator(server.url, "m").translate(TEXTS, "de")
+    assert sorted(error.value.texts) == ["Text 2", "Text 4"]
+    assert error.value.finished == {text: text for text in TEXTS if text not in replies}
+
+
+def test_empty_answer_is_an_error_that_names_its_text(serve):
+    server = serve(lambda text, _: says(" \n" if text == "Text 2" else text))
+    with pytest.raises(TranslationError, match="en to de: 1 of 12.*'Text 2'") as error:
+        translate_checked(EndpointTranslator(server.url, "m"), TEXTS, "de")
+    assert error.value.texts == ["Text 2"] and len(error.value.finished) == 11
+
+
+def test_key_comes_from_the_environment_and_options_from_the_recipe(serve, monkeypatch):
+    server = serve(lambda text, _: says(text))
+    monkeypatch.setenv("MY_KEY", "secret")
+    options = {"seed": None, "extra_body": {"chat_template_kwargs": {"enable_thinking": False}}}
+    translator = EndpointTranslator(server.url, "m", api_key_env="MY_KEY", options=options)
+    translator.translate(["a"], "de")
+    request = server.requests[0]
+    assert request["key"] == "Bearer secret" and "seed" not in request
+    assert request["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "secret" not in translator.name and translator.name != EndpointTranslator(server.url, "m").name
+
+
+def test_cost_is_estimated_before_the_start():
+    pytest.importorskip("openai")
+    translator = EndpointTranslator("http://localhost/v1", "m", price_per_million=(1.0, 4.0), prompt="p" * 400)
+    cost = translator.estimate(["a" * 80, "b" * 120], ["de", "cs"], scale=500)
+    assert cost[:3] == (2000, 2000 * 125, 2000 * 50)
+    assert cost.price == pytest.approx(0.25 + 0.4) and "0.65 (estimated" in str(cost)
+    assert translator.estimate(["a" * 80, "b" * 120], ["de"]).requests == 2
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"modeling-parrot\[translate\]"):
+        EndpointTranslator("http://localhost/v1", "m")
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+CONCEPTS = json.loads((DATA_DIR / "concepts.json").read_text(encoding="utf-8"))["concepts"]
+NAMES = [concept["names"] for concept in CONCEPTS]
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix in (".csv", ".tsv"):
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_peoples_translations_are_used_in_both_directions(tmp_path, suffix):
+    translator = FileTranslator(str(write_table(tmp_path / f"names.{suffix}", NAMES)))
+    english = [names["en"] for names in NAMES]
+    for language in LANGUAGES[1:]:
+        first = {names["en"]: names[language] for names in reversed(NAMES)}
+        translated = translate_checked(translator, english, language)
+        assert translated == [first[name] for name in english]
+        assert set(translate_checked(translator, translated, "en", source=language)) <= set(english)
+
+
+def test_text_that_the_file_does_not_have_goes_to_the_other_translator(tmp_path):
+    path = write_table(tmp_path / "a.csv", [{"en": "cat, or two", "de": "Katze"}, {"en": "dog", "de": ""}])
+    with pytest.raises(TranslationError, match="a.csv.*en to de of 2 text.*'dog'.*en, de.*otherwise") as error:
+        FileTranslator(str(path)).translate(["dog", "cat, or two", "cow", "dog"], "de")
+    assert error.value.texts == ["dog", "cow"] and error.value.finished == {"cat, or two": "Katze"}
+    translator = FileTranslator(str(path), otherwise=Fixed("Hund", "Kuh"))
+    assert translator.translate(["dog", " cat, or two", "cow", "dog"], "de") == ["Hund", "Katze", "Kuh", "Hund"]
+    assert "a.csv" in translator.name and "otherwise fixed" in translator.name
+    with pytest.raises(TranslationError, match="fixed, en to de: 2 translation.*1 text"):
+        translator.translate(["cow"], "de")
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=".xlsx.*read from .csv"):
+        FileTranslator(str(tmp_path / "a.xlsx"))
+    (tmp_path / "a.csv").write_text("en,de\ncat,Katze\ncat, or two,Katze\n")
+    with pytest.raises(ValueError, match="a.csv, row 2: more cells than columns.*quotes"):
+        FileTranslator(str(tmp_path / "a.csv"))
+
+
+def test_name_of_a_file_changes_with_its_content(tmp_path):
+    path = write_table(tmp_path / "a.csv", [{"en": "cat", "de": "Katze"}])
+    before = FileTranslator(str(path)).name
+    write_table(path, [{"en": "cat", "de": "Kater"}])
+    assert FileTranslator(str(path)).name != before
+
+
+# ---------------------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["x"], "fixed, en to de: 1 translation.*2 text.*'b'"),
+        (["x", "y", "z"], "3 translation.*2 text"),
+        (["x", " "], "1 of 2 translations are empty.*'b'"),
+    ],
+)
+def test_lines_that_do_not_fit_the_texts_are_refused(lines, message):
+    with pytest.raises(TranslationError, match=message):
+        translate_checked(Fixed(*lines), ["a", "b"], "de")
+
+
+def test_recipe_names_a_translator(tmp_path, saved):
+    path = str(write_table(tmp_path / "a.csv", [{"en": "cat", "de": "Katze"}]))
+    seq2seq = {"kind": "seq2seq", "model": saved("nllb"), "batch_size": 2}
+    translator = translator_from({"kind": "file", "path": path, "otherwise": seq2seq})
+    assert translator.translate(["A dog runs.", "cat"], "de") == ["Ein Hund rennt.", "Katze"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "gpt"}, "seq2seq, endpoint, file, is 'gpt'"),
+        ({"path": "a.csv"}, "is None"),
+        ({"kind": "file", "path": "a.csv", "modle": "x"}, r"unknown arguments \['modle'\].*path, otherwise"),
+        ({"kind": "endpoint", "model": "m"}, r"missing ones \['base_url'\].*concurrency"),
+        ({"kind": "file", "path": "a.csv", "otherwise": {"kind": "gpt"}}, "is 'gpt'"),
+    ],
+)
+def test_mistakes_of_a_recipe_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        translator_from(settings)
