@@ -4,10 +4,11 @@
     python examples/ablation.py --output outputs/ablation --studies formats    # one study
     python examples/ablation.py --output outputs/ablation --report-only        # tables and plot of what there is
 
-Three studies, each condition trained in both stages with `examples/train.py` and asked the same questions:
+Four studies, each condition trained in both stages with `examples/train.py` and asked the same questions:
 
 - formats: LRM-LLaVA, table 3: without all instruction formats (English data only), without each one, all.
 - experts: PARROT, figure 5a: English data only, multilingual data, multilingual data and experts.
+- remedies: whether shorter targets or more steps change what `formats` shows.
 - ratio: LRM-LLaVA, figure 6: 0.4, 0.7, 1 and 1.5 rows in other languages per English row.
 
 The setting is low-resource: in `formats` and `experts` each language but English has 4% of the rows, in both stages as
@@ -28,8 +29,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -48,7 +49,8 @@ import modeling_parrot  # noqa: E402, F401 registers Parrot with the Auto classe
 LRM = ("en", "cs", "de", "fr", "hr", "it", "ro", "ru", "es", "zh")  # LRM-LLaVA's ten languages
 SIX = ("en", "zh", "pt", "ar", "tr", "ru")  # PARROT's six
 LOW_RESOURCE = 0.04  # of the rows, for each language but English
-FORMATS = ("mvqa", "ep_vqa", "bvqa")
+FORMATS = {"mvqa": 1.0, "ep_vqa": 1.0, "bvqa": 1.0}  # relative shares
+MVQA = {"mvqa": 1.0}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Condition:
     languages: Sequence[str] = LRM
     aligned: float = LOW_RESOURCE * 9  # in stage 1, always MVQA
     tuned: float = LOW_RESOURCE * 9  # in stage 2
-    tasks: Sequence[str] = FORMATS
+    tasks: Mapping[str, float] = field(default_factory=lambda: FORMATS)
     experts: int = 0
     length: float = 1.0  # steps of stage 2, in those that the command line gives
 
@@ -75,18 +77,23 @@ CONDITIONS = {
     "english": Condition("English data only, as many rows in all", aligned=0, tuned=0),
     "all": Condition("all formats"),
     "no_mvqa_stage1": Condition("without MVQA in stage 1", aligned=0),
-    "no_mvqa": Condition("without MVQA in stage 2", tasks=("ep_vqa", "bvqa")),
-    "no_ep_vqa": Condition("without EP-VQA", tasks=("mvqa", "bvqa")),
-    "no_bvqa": Condition("without BVQA", tasks=("mvqa", "ep_vqa")),
+    "no_mvqa": Condition("without MVQA in stage 2", tasks={"ep_vqa": 1, "bvqa": 1}),
+    "no_ep_vqa": Condition("without EP-VQA", tasks={"mvqa": 1, "bvqa": 1}),
+    "no_bvqa": Condition("without BVQA", tasks={"mvqa": 1, "ep_vqa": 1}),
     "english_alone_six": Condition("English data only", SIX, 0, 0, length=1 - 5 * LOW_RESOURCE),
-    "multilingual": Condition("multilingual data", SIX, 0, LOW_RESOURCE * 5, ("mvqa",)),
-    "experts": Condition("multilingual data and experts", SIX, 0, LOW_RESOURCE * 5, ("mvqa",), experts=6),
+    "multilingual": Condition("multilingual data", SIX, 0, LOW_RESOURCE * 5, MVQA),
+    "experts": Condition("multilingual data and experts", SIX, 0, LOW_RESOURCE * 5, MVQA, experts=6),
+    "mvqa_only": Condition("MVQA only", tasks=MVQA),
+    "mostly_mvqa": Condition("all formats, 80% of them MVQA", tasks={"mvqa": 8, "ep_vqa": 1, "bvqa": 1}),
+    "english_long": Condition("English data only, twice the steps", aligned=0, tuned=0, length=2),
+    "mvqa_long": Condition("MVQA only, twice the steps", tasks=MVQA, length=2),
+    "all_long": Condition("all formats, twice the steps", length=2),
     "ratio_0.4": at_ratio(0.4),
     "ratio_0.7": at_ratio(0.7),
     "ratio_1": at_ratio(1.0),
     "ratio_1.5": at_ratio(1.5),
 }
-# Study: what it is, its languages, and its conditions, the one that others are compared with at the end.
+# Study: what it is, its languages, and its conditions.
 STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
     "formats": (
         "Instruction formats (LRM-LLaVA, table 3)",
@@ -98,12 +105,18 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
         SIX,
         ("english_alone_six", "english", "multilingual", "experts"),
     ),
+    "remedies": (
+        "What could make the formats help: fewer long targets, more steps",
+        LRM,
+        ("english", "all", "mvqa_only", "mostly_mvqa", "english_long", "mvqa_long", "all_long"),
+    ),
     "ratio": (
         "Share of non-English data (LRM-LLaVA, figure 6)",
         LRM,
         ("ratio_0.4", "ratio_0.7", "ratio_1", "ratio_1.5"),
     ),
 }
+REFERENCES = {"formats": "all", "experts": "experts", "remedies": "english", "ratio": "ratio_1"}
 MEASURES = {
     "style choice": "4-way, held-out style",
     "style naming": "naming, held-out style",
@@ -113,13 +126,15 @@ MEASURES = {
 }
 
 
-def mixture(data: Path, file: str, languages: Sequence[str], share: float, tasks: Sequence[str]) -> dict[str, Any]:
+def mixture(
+    data: Path, file: str, languages: Sequence[str], share: float, tasks: Mapping[str, float]
+) -> dict[str, Any]:
     """`train_data` of a recipe: `share` of the rows in other languages than English, spread evenly."""
     others = [language for language in languages if language != "en"] if share else []
     return {
         "sources": {"emoji": {"path": str(data / file), "image_folder": str(data)}},
         "languages": {"en": 1 - share} | {language: share / len(others) for language in others},
-        "tasks": {task: 1 / len(tasks) for task in tasks},
+        "tasks": {task: share / sum(tasks.values()) for task, share in tasks.items()},
     }
 
 
@@ -154,7 +169,7 @@ def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> None:
         / f"{'-'.join(condition.languages) if condition.aligned else 'en'}-{condition.aligned:.4f}-{seed}"
     )
     if not (first / "processor_config.json").exists():  # written last
-        alignment = mixture(data, "captions.jsonl", condition.languages, condition.aligned, ("mvqa",))
+        alignment = mixture(data, "captions.jsonl", condition.languages, condition.aligned, MVQA)
         train("stage1.yaml", first, common | {"max_steps": args.stage1_steps, "train_data": alignment})
     second = folder / "stage2" / f"{name}-{seed}"
     tuning = mixture(data, "questions.jsonl", condition.languages, condition.tuned, condition.tasks)
@@ -229,7 +244,7 @@ def tables(folder: Path, studies: Iterable[str]) -> str:
         for name, runs in found.items():
             cells = [spread([runs[seed][measure][side] for seed in runs]) for measure in MEASURES for side in (0, 1)]
             lines.append(f"| {CONDITIONS[name].label} | {len(runs)} | {' | '.join(cells)} |")
-        reference = names[-1] if study != "ratio" else "ratio_1"
+        reference = REFERENCES[study]
         if reference in found:
             lines += ["", f"Difference to *{CONDITIONS[reference].label}* with the same seed, in points:", ""]
             lines += [f"| condition | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
@@ -252,7 +267,9 @@ def draw(folder: Path, studies: Sequence[str], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
 
+    looks = {"English": ("#0072B2", "o"), "mean of the other languages": ("#D55E00", "D")}
     shown = [study for study in studies if any(collect(folder, STUDIES[study][1], name) for name in STUDIES[study][2])]
     heights = [len(STUDIES[study][2]) for study in shown]
     figure, panels = plt.subplots(
@@ -268,19 +285,17 @@ def draw(folder: Path, studies: Sequence[str], path: Path) -> None:
         title, languages, names = STUDIES[study]
         for place, name in enumerate(reversed(names)):
             runs = collect(folder, languages, name)
-            for side, (label, colour, mark) in enumerate(
-                (("English", "#0072B2", "o"), ("mean of the others", "#D55E00", "D"))
-            ):
+            for side, (colour, mark) in enumerate(looks.values()):
                 values = [values["style choice"][side] for values in runs.values()]
                 height = place + (0.17 if side == 0 else -0.17)
                 if values:
                     axes.plot(values, [height] * len(values), mark, color=colour, alpha=0.45, markersize=5)
-                    axes.plot([mean(values)] * 2, [height - 0.14, height + 0.14], color=colour, linewidth=2.5,
-                              label=label if place == 0 else None)  # fmt: skip
+                    axes.plot([mean(values)] * 2, [height - 0.14, height + 0.14], color=colour, linewidth=2.5)
         axes.set_yticks(range(len(names)), [CONDITIONS[name].label for name in reversed(names)])
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(axis="x", alpha=0.3)
-    panels[0, 0].legend(fontsize=8, loc="best")
+    keys = [Line2D([], [], color=colour, marker=mark, label=label) for label, (colour, mark) in looks.items()]
+    figure.legend(handles=keys, loc="outside upper right", ncols=2, fontsize=9, frameon=False)
     panels[-1, 0].set_xlabel("4-way accuracy on the held-out style, % (chance 25); bar: mean over seeds")
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -290,6 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/ablation"))
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, help="train only these of the studies")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--stage1-steps", type=int, default=200)
     parser.add_argument("--stage2-steps", type=int, default=300)
@@ -302,6 +318,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folder = args.output.resolve()
     names = list(dict.fromkeys(name for study in args.studies for name in STUDIES[study][2]))
+    names = [name for name in names if not args.conditions or name in args.conditions]
     if not args.report_only:
         if not (folder / "data" / "eval.jsonl").exists():
             print("Writing pictures and questions ...", flush=True)
