@@ -166,7 +166,7 @@ def survey(builder: PartBuilder) -> int:
             languages = settings.languages if settings.subsets == "parallel" else settings.languages[:1]
             share = 1.0 if role == "translator" else settings.checked
             estimate = getattr(translator, "estimate", None)
-            cost = f"; {estimate(sample, languages, int(len(sample) * share * rows / seen))}" if estimate else ""
+            cost = f"; {estimate(sample, languages, share * rows / seen)}" if estimate else ""
             print(f"{role}: {translator.name}{cost}", flush=True)
     return rows
 

@@ -25,7 +25,9 @@ from parrot_data.quality_report import LanguageStatistics
 from parrot_data.review import PARTS, ReviewEntry
 from parrot_data.segments import mend, reason_to_keep, texts_to_translate, translate_turns
 from parrot_data.sources import DataSource, wording
-from parrot_data.translators import Translator, translate_checked, translator_from
+from parrot_data.translators import TranslationError, Translator, translate_checked, translator_from
+
+UNTRANSLATED = "untranslated"  # among the problems of `parrot_data.quality`
 
 
 @dataclass
@@ -45,6 +47,8 @@ class BuildSettings:
             non-parallel").
         shares: of the rows that each language gets in disjoint subsets, English included if it has a share; sum 1. By
             default all languages but English get the same.
+        on_untranslated: what becomes of texts that the translator refuses, cuts, returns empty or does not have: "review"
+            leaves them in English and their rows' language waiting for a person, "error" stops the build.
         rows_per_file: of the source.
         instructions: YAML files with the wording of further languages.
 
@@ -61,6 +65,7 @@ class BuildSettings:
     quality: QualitySettings = field(default_factory=QualitySettings)
     subsets: Literal["parallel", "disjoint"] = "parallel"
     shares: dict[str, float] | None = None
+    on_untranslated: Literal["review", "error"] = "review"
     rows_per_file: int = 1000
     instructions: list[str] = field(default_factory=list)
 
@@ -75,6 +80,8 @@ class BuildSettings:
             )
         if self.subsets not in ("parallel", "disjoint"):
             raise ValueError(f"subsets={self.subsets!r} must be parallel or disjoint.")
+        if self.on_untranslated not in ("review", "error"):
+            raise ValueError(f"on_untranslated={self.on_untranslated!r} must be review or error.")
         if self.shares is not None:
             if self.subsets == "parallel":
                 raise ValueError("`shares` belong to disjoint subsets: in parallel ones every row has every language.")
@@ -234,55 +241,77 @@ class PartBuilder:
     ) -> Iterator[tuple[list[dict[str, str]], dict[tuple[int, str], tuple[Check, str | None]]]]:
         """Each row's turns in `language`, and the check of each text with the second translation."""
         texts = texts_to_translate([turn for row in rows for turn in row["turns"]], self.instructions)
-        first, damaged = self.ask(self.translator, texts, language)
-        looked_at = [row for row in rows if fraction(f"check {row['id']}") < self.settings.checked]
-        again = texts_to_translate([turn for row in looked_at for turn in row["turns"]], self.instructions)
+        first, trouble = self.ask(self.translator, texts, language)
+        checked = [row for row in rows if fraction(f"check {row['id']}") < self.settings.checked]
+        again = texts_to_translate([turn for row in checked for turn in row["turns"]], self.instructions)
         second: dict[str, str] = {}
         back: dict[str, str] = {}
         if self.second is not None:
-            second, _ = self.ask(self.second, again, language)
+            second, unusable = self.ask(self.second, again, language)
+            second = {text: line for text, line in second.items() if unusable.get(text) != UNTRANSLATED}
         if self.settings.round_trip:
             # From the text with placeholders, so that what they stand for is not translated either.
-            there = [first[text] for text in again]
-            lines = translate_checked(self.second or self.translator, there, "en", source=language) if there else []
-            back = {text: mend(text, line)[0] for text, line in zip(again, lines, strict=True)}
-        ids = {row["id"] for row in looked_at}
+            there = [text for text in again if trouble.get(text) != UNTRANSLATED]
+            lines, unusable = self.ask(self.second or self.translator, [first[text] for text in there], "en", language)
+            back = {text: mend(text, lines[first[text]])[0] for text in there if first[text] not in unusable}
+        ids = {row["id"] for row in checked}
         for row in rows:
             turns = translate_turns(row["turns"], first, language, self.instructions)
-            is_looked_at = row["id"] in ids
-            other = english = None
-            if second and is_looked_at:
-                other = translate_turns(row["turns"], second, language, self.instructions)
-            if back and is_looked_at:
-                english = translate_turns(row["turns"], back, "en", self.instructions)
             checks = {}
             for number, turn in enumerate(row["turns"]):
                 for part in PARTS:
+                    is_checked = row["id"] in ids
+                    other = self.translated_part(turn, part, second, language) if is_checked else None
+                    english = self.translated_part(turn, part, back, "en") if is_checked else None
                     result = check(
                         turn[part],
                         turns[number][part],
                         language,
                         self.settings.quality,
-                        second=other[number][part] if other else None,
-                        round_trip=english[number][part] if english else None,
+                        second=other,
+                        round_trip=english,
                     )
-                    if damaged and damaged & set(texts_to_translate([one_part(turn, part)], self.instructions)):
-                        result.problems.append("placeholders")
-                    checks[number, part] = (result, other[number][part] if other else None)
+                    if trouble:
+                        found = {trouble.get(text) for text in self.texts_of(turn, part)} - {None, *result.problems}
+                        result.problems += sorted(str(problem) for problem in found)
+                    checks[number, part] = (result, other)
             yield turns, checks
 
-    def ask(self, translator: Translator, texts: Sequence[str], language: str) -> tuple[dict[str, str], set[str]]:
-        """{text: translation}, and the texts whose placeholders the translator lost, which are mended."""
-        translated, damaged = {}, set()
-        for text, line in zip(texts, translate_checked(translator, texts, language) if texts else [], strict=True):
-            translated[text], is_whole = mend(text, line)
+    def ask(
+        self, translator: Translator, texts: Sequence[str], target: str, source: str = "en"
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """
+        Translations of texts, each once.
+
+        Returns:
+            {text: translation}, with the text itself where there is none, and {text: problem}: "untranslated", or
+            "placeholders" if the translator lost some, which are mended.
+        """
+        wanted = list(dict.fromkeys(texts))
+        problems: dict[str, str] = {}
+        try:
+            lines = translate_checked(translator, wanted, target, source) if wanted else []
+            found = dict(zip(wanted, lines, strict=True))
+        except TranslationError as error:
+            if not error.texts or self.settings.on_untranslated == "error":
+                raise
+            found = {text: error.finished.get(text, text) for text in wanted}
+            problems = {text: UNTRANSLATED for text in wanted if text not in error.finished}
+        for text in wanted:
+            found[text], is_whole = mend(text, found[text])
             if not is_whole:
-                damaged.add(text)
-        return translated, damaged
+                problems[text] = "placeholders"
+        return found, problems
 
+    def texts_of(self, turn: Turn, part: str) -> list[str]:
+        return texts_to_translate([{"question": "", "answer": "", part: turn[part]}], self.instructions)
 
-def one_part(turn: Turn, part: str) -> dict[str, str]:
-    return {"question": "", "answer": "", part: turn[part]}
+    def translated_part(self, turn: Turn, part: str, translated: Mapping[str, str], language: str) -> str | None:
+        """One text, or None if not all of it has a translation."""
+        if not translated or not all(text in translated for text in self.texts_of(turn, part)):
+            return None
+        single = {"question": "", "answer": "", part: turn[part]}
+        return translate_turns([single], translated, language, self.instructions)[0][part]
 
 
 def fraction(text: str) -> float:

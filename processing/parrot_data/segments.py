@@ -103,9 +103,8 @@ def reason_to_keep(turns: Sequence[Turn]) -> str | None:
     if marks * WORDS_PER_MATH_MARK >= words and marks > 0:
         return "formula"
     for turn in turns:
-        gives_tokens = "Reference OCR token:" in turn["question"] and "caption" not in turn["question"]
-        question = turn["question"].partition("Reference OCR token:")[0]
-        if gives_tokens or READS_TEXT.search(question):
+        question, tokens, _ = turn["question"].partition("Reference OCR token:")
+        if (tokens and "caption" not in question) or READS_TEXT.search(question):
             return "ocr"
     if not any(piece.kind == "text" for part in texts for piece in _split_lines(part)):
         return "numbers"
@@ -269,9 +268,8 @@ def _format_wording(key: str, language: str, instructions: Instructions) -> str:
     formats = instructions.get(language, {}).get("formats") or {}
     if key not in formats:
         raise ValueError(
-            f"Language {language!r} has no wording for LLaVA's response format {key!r} "
-            f"({instructions['en']['formats'][key]!r}). Add it under `formats` of the language in a YAML file like "
-            "instructions.yaml and load that with `load_instructions(FILE)`."
+            f"Language {language!r} has no wording for LLaVA's response format {key!r}. Add it under `formats` of the "
+            "language in a YAML file like instructions.yaml, and load that with `load_instructions(FILE)`."
         )
     return formats[key]
 
@@ -297,4 +295,4 @@ def mend(protected: str, translated: str) -> tuple[str, bool]:
 
     kept = PLACEHOLDER.sub(once, translated).strip()
     lost = [f"<{number}>" for number in sorted(wanted - seen)]
-    return " ".join([kept, *lost]).strip(), False
+    return mend(protected, " ".join([kept, *lost]).strip())[0], False  # what is left may read as one: <<9>1>

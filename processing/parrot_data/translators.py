@@ -175,7 +175,7 @@ class Seq2SeqTranslator:
             return len(self.tokenizer(prefix + part).input_ids) <= self.max_input_tokens
 
         parts: list[str] = []
-        for sentence in [text] if fits(text) else filter(None, SENTENCE_END.split(text)):
+        for sentence in [text] if fits(text) else SENTENCE_END.split(text):
             if parts and fits(longer := _join([parts[-1], sentence])):
                 parts[-1] = longer
             elif not fits(sentence):
@@ -345,8 +345,8 @@ class EndpointTranslator:
         status = getattr(error, "status_code", None)
         advice = {
             None: "Is the server running, and `timeout` long enough?",
-            403: "The key does not allow this model.",
             401: f"Put the key into the environment variable {self.api_key_env}.",
+            403: "The key does not allow this model.",
             404: "Check `model`, and the end of `base_url` (mostly /v1).",
             429: "Lower `concurrency`, set `requests_per_minute`, or look at your quota.",
         }.get(status, "See the server's message, or try later.")
@@ -389,14 +389,17 @@ class FileTranslator:
                 raise ValueError(
                     f"{path}, row {number}: more cells than columns. Put quotes around texts with commas."
                 )
+        self.known: dict[tuple[str, str], dict[str, str]] = {}  # {(source, target): {text: translation}}
         self.name = f"file {path.name} ({_digest(path.read_bytes())})"
         if self.otherwise is not None:
             self.name += f", otherwise {self.otherwise.name}"
 
     def translate(self, texts: Sequence[str], target: str, source: str = "en") -> list[str]:
         """Raises TranslationError if a text is not in the file and there is no other translator."""
-        rows = [row for row in reversed(self.rows) if row.get(source) and row.get(target)]
-        known = {str(row[source]).strip(): str(row[target]) for row in rows}
+        if (source, target) not in self.known:
+            rows = [row for row in reversed(self.rows) if row.get(source) and row.get(target)]
+            self.known[source, target] = {str(row[source]).strip(): str(row[target]) for row in rows}
+        known = self.known[source, target]
         missing = [text for text in dict.fromkeys(texts) if text.strip() not in known]
         found = {text: known[text.strip()] for text in texts if text.strip() in known}
         if missing and self.otherwise is None:

@@ -246,6 +246,37 @@ def test_lost_placeholders_and_suspicious_translations_wait_for_a_review(folder)
     assert own.build(list(enumerate(english(10))))[1] == entries
 
 
+def test_what_a_translator_cannot_do_waits_or_stops_the_build(folder):
+    class Refusing(Flaky):
+        def translate(self, texts, target, source="en"):
+            able = {text: f"{target} {text}" for text in texts if "sleeps" not in text}
+            raise TranslationError("refused", [text for text in texts if text not in able], able)
+
+    own = builder(folder)
+    own.translator = Refusing()
+    rows, entries, counts = own.build(list(enumerate(english(10))))
+    assert {(entry.id, entry.part, *entry.problems) for entry in entries} == {
+        ("r2-2", "answer", "untranslated"), ("r7-7", "answer", "untranslated")
+    }  # fmt: skip
+    assert rows[2]["pending"]["cs"][1]["answer"] == "It sleeps." and "cs" not in rows[2]["texts"]
+    assert rows[0]["texts"]["cs"] and counts["statistics"]["cs"]["problems"] == {"untranslated": 2}
+    strict = builder(folder, on_untranslated="error")
+    strict.translator = Refusing()
+    with pytest.raises(TranslationError, match="refused"):
+        strict.build(list(enumerate(english(10))))
+
+
+def test_too_few_lines_stop_the_build(folder):
+    class Short(Flaky):
+        def translate(self, texts, target, source="en"):
+            return list(texts)[:-1]
+
+    own = builder(folder)
+    own.translator = Short()
+    with pytest.raises(TranslationError, match=r"\d+ translation\(s\) came back for \d+ text"):
+        own.build(list(enumerate(english(10))))
+
+
 def reviewed(folder, correct):
     """Writes the review of `folder` and fills its column with `correct(entry)`."""
     path = folder / "review.jsonl"

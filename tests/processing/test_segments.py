@@ -1,4 +1,4 @@
-"""What is translated of a turn: realistic rows that stay English or do not, and that no character is lost on the way."""
+"""What is translated of a turn: realistic rows that stay English or do not, and that no character is lost."""
 
 import pytest
 from hypothesis import example, given
@@ -9,6 +9,7 @@ from parrot_data.segments import (
     LostPlaceholder,
     Piece,
     lost_numbers,
+    mend,
     protect,
     reason_to_keep,
     restore,
@@ -291,6 +292,16 @@ def test_restoring_inverts_protecting(text):
     assert restore(protected, spans) == text
     assert IMAGE_MARKER not in protected
     assert sum(span.count(IMAGE_MARKER) for span in spans) == text.count(IMAGE_MARKER)
+
+
+@given(texts, texts)
+@example("`a`", "<<9>1>")
+@example("`a`", "<<9> 1 ><1>")
+def test_any_translation_can_be_mended(text, translation):
+    protected, spans = protect(text)
+    assert mend(protected, protected) == (protected, True)
+    restored = restore(mend(protected, translation)[0], spans)
+    assert all(span in restored for span in spans)
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), st.sampled_from(["en", "zh", "ar"]))
