@@ -129,7 +129,7 @@ def _script(text: str) -> tuple[str | None, int]:
     if text.isascii():
         return "Latin", len(LETTERS["Latin"].findall(text))
     counts = {script: len(pattern.findall(text)) for script, pattern in LETTERS.items()}
-    other = sum(letter.isalpha() for letter in text) - sum(counts.values())
+    other = sum(map(str.isalpha, text)) - sum(counts.values())
     if counts["kana"] > counts["Han"] / 10:  # Japanese mixes both, Chinese has no kana
         counts["kana"] += counts.pop("Han")
     # One of these letters says what three of an alphabet do, so that a few Latin names do not outweigh a sentence.

@@ -27,6 +27,7 @@ from parrot_data.segments import mend, reason_to_keep, texts_to_translate, trans
 from parrot_data.sources import DataSource, wording
 from parrot_data.translators import TranslationError, Translator, translate_checked, translator_from
 
+
 UNTRANSLATED = "untranslated"  # among the problems of `parrot_data.quality`
 
 

@@ -13,6 +13,7 @@ one fixed wording per language, and rows of mathematics or of English text in an
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from instructions_parrot import IMAGE_MARKER, Instructions, Turn, split_formats
@@ -24,6 +25,11 @@ class Piece(NamedTuple):
     kind: str
     text: str
     key: str | None = None
+
+
+# A text is cut again for every language, second translation and round trip of its rows. So many cuts are remembered:
+# enough for the texts of a few thousand rows, and some ten megabytes.
+REMEMBERED_TEXTS = 1 << 15
 
 
 class LostPlaceholder(ValueError):
@@ -119,6 +125,12 @@ def split_text(text: str, instructions: Instructions) -> list[Piece]:
     start, fenced code, formulas in a paragraph of their own, OCR tokens, and lines of which nothing is left to
     translate (numbers, a box, a URL, a formula, one option letter).
     """
+    return list(_split(text, tuple(instructions["en"]["formats"].items())))
+
+
+@lru_cache(REMEMBERED_TEXTS)
+def _split(text: str, formats: tuple[tuple[str, str], ...]) -> tuple[Piece, ...]:
+    instructions = {"en": {"formats": dict(formats)}}
     pieces: list[Piece] = []
     for piece in _split_lines(text):
         if piece.kind == "fixed":
@@ -133,10 +145,11 @@ def split_text(text: str, instructions: Instructions) -> list[Piece]:
             else:
                 pieces += _split_lines(part)
             last_key = key
-    return pieces
+    return tuple(pieces)
 
 
-def protect(text: str) -> tuple[str, list[str]]:
+@lru_cache(REMEMBERED_TEXTS)
+def protect(text: str) -> tuple[str, tuple[str, ...]]:
     """
     Replaces what a translator would damage inside a sentence by <1>, <2>, ...: code, formulas, boxes, URLs, e-mail
     addresses, tags, image markers, and text that looks like a placeholder itself.
@@ -150,7 +163,7 @@ def protect(text: str) -> tuple[str, list[str]]:
         spans.append(match[0])
         return f"<{len(spans)}>"
 
-    return SPAN.sub(number, text), spans
+    return SPAN.sub(number, text), tuple(spans)
 
 
 def restore(translated: str, spans: Sequence[str]) -> str:
@@ -217,9 +230,10 @@ def lost_numbers(source: str, translation: str) -> list[str]:
     Separators and scripts may differ: 1,000 is also 1.000, 1 000 or ١٠٠٠, and 0.5 is 0,5. A number that became a word
     counts as lost, so one of them says little and many say much.
     """
-    found = [groups for _, groups in _numbers(translation)]
+    wanted = _numbers(source)
+    found = [groups for _, groups in _numbers(translation)] if wanted else []
     wholes, parts = {"".join(groups) for groups in found}, {group for groups in found for group in groups}
-    lost = [text for text, groups in _numbers(source) if "".join(groups) not in wholes and not set(groups) <= parts]
+    lost = [text for text, groups in wanted if "".join(groups) not in wholes and not set(groups) <= parts]
     return list(dict.fromkeys(lost))
 
 

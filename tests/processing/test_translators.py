@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sentencepiece
 import torch
 from emoji.emoji_data import DATA_DIR
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -29,15 +30,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from parrot_data.translators import (
-    LANGUAGE_TOKENS,
-    EndpointTranslator,
-    FileTranslator,
-    Seq2SeqTranslator,
-    TranslationError,
-    translate_checked,
-    translator_from,
-)
+from parrot_data.endpoint import EndpointTranslator
+from parrot_data.seq2seq import LANGUAGE_TOKENS, Seq2SeqTranslator
+from parrot_data.translators import FileTranslator, TranslationError, translate_checked, translator_from
 
 
 LANGUAGES = ["en", "zh", "pt", "ar", "tr", "ru", "cs", "de", "fr", "hr", "it", "ro", "es"]
@@ -85,7 +80,6 @@ def save_tokenizer(family: str, folder: Path):
         pieces += [(f"<2{language}>", 0.0) for language in SENTENCES]
         T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
     else:
-        sentencepiece = pytest.importorskip("sentencepiece")
         from transformers import M2M100Tokenizer
 
         (folder / "corpus").write_text("\n".join(CORPUS * 20), encoding="utf-8")
@@ -295,7 +289,6 @@ def says(text: str, reason: str = "stop"):
 
 @pytest.fixture
 def serve():
-    pytest.importorskip("openai")
     servers = []
 
     def start(behave) -> Server:
@@ -414,7 +407,6 @@ def test_key_comes_from_the_environment_and_options_from_the_recipe(serve, monke
 
 
 def test_cost_is_estimated_before_the_start():
-    pytest.importorskip("openai")
     translator = EndpointTranslator("http://localhost/v1", "m", price_per_million=(1.0, 4.0), prompt="p" * 400)
     cost = translator.estimate(["a" * 80, "b" * 120], ["de", "cs"], scale=500)
     assert cost[:3] == (2000, 2000 * 125, 2000 * 50)
