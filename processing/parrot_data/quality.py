@@ -155,10 +155,9 @@ def check(
         return result
     code = base_code(language)
 
-    words = len(re.findall(r"[^\W\d_]{2,}", source))
-    same = source.casefold() == translation.casefold()
-    if same and settings.untranslated_words is not None and words >= settings.untranslated_words:
-        result.problems.append("untranslated")
+    if settings.untranslated_words is not None and source.casefold() == translation.casefold():
+        if len(re.findall(r"[^\W\d_]{2,}", source)) >= settings.untranslated_words:
+            result.problems.append("untranslated")
     if settings.check_language:
         if code not in known_languages():
             raise ValueError(

@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 # A text is cut again for every language, second translation and round trip of its rows. So many cuts are remembered:
-# enough for the texts of a few thousand rows, and some ten megabytes.
+# enough for the texts of a few thousand rows, in some tens of megabytes.
 REMEMBERED_TEXTS = 1 << 15
 
 
@@ -130,7 +130,7 @@ def split_text(text: str, instructions: Instructions) -> list[Piece]:
 
 @lru_cache(REMEMBERED_TEXTS)
 def _split(text: str, formats: tuple[tuple[str, str], ...]) -> tuple[Piece, ...]:
-    instructions = {"en": {"formats": dict(formats)}}
+    instructions = {"en": {"formats": dict(formats)}}  # which are no key for a cache as they are
     pieces: list[Piece] = []
     for piece in _split_lines(text):
         if piece.kind == "fixed":
@@ -240,7 +240,7 @@ def lost_numbers(source: str, translation: str) -> list[str]:
 def _numbers(text: str) -> list[tuple[str, list[str]]]:
     """[(number as written, its groups of ASCII digits)]. A space belongs to it before groups of three only."""
     found = re.findall(r"\d{1,3}(?:[ \u00a0\u202f\u2009]\d{3})+(?!\d)(?:[.,٫]\d+)?|\d+(?:[.,٬٫'’]\d+)*", text)
-    ascii_digits = {digit: str(unicodedata.decimal(digit)) for digit in set("".join(re.findall(r"\d", text)))}
+    ascii_digits = {digit: str(unicodedata.decimal(digit)) for digit in set(re.findall(r"\d", "".join(found)))}
     return [(number, re.findall(r"\d+", number.translate(str.maketrans(ascii_digits)))) for number in found]
 
 

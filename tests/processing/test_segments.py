@@ -235,6 +235,16 @@ def test_row_is_rebuilt_from_translations_of_distinct_texts():
     )  # fmt: skip
 
 
+def test_cuts_that_are_remembered_are_those_of_the_same_wording():
+    other = {**INSTRUCTIONS, "en": {**INSTRUCTIONS["en"], "formats": {"own": "Be brief."}}}
+    text = f"Is it? Be brief. {SHORT}"
+    for _ in range(2):
+        for wording, key in ((INSTRUCTIONS, "short_answer"), (other, "own")):
+            pieces = split_text(text, wording)
+            assert [piece.key for piece in pieces if piece.kind == "format"] == [key]
+            pieces.clear()  # is the caller's own
+
+
 def test_what_is_missing_for_a_row_is_named():
     texts = {text: text for text in texts_to_translate(TURNS, INSTRUCTIONS)}
     with pytest.raises(ValueError, match="'fi' has no wording.*'option_letter'.*load_instructions"):
