@@ -30,15 +30,15 @@ from train_report import proportions
 
 from parrot_data import ConversationDataset, ImageReader
 from parrot_data.audit import audit
-from parrot_data.calibration import apply_review, review_entries
-from parrot_data.parts import BuildSettings, PartBuilder, to_parallel
-from parrot_data.quality import QualitySettings
-from parrot_data.quality_report import report, table
-from parrot_data.review import write_review
-from parrot_data.segments import reason_to_keep, texts_to_translate
-from parrot_data.shards import Shard, build, damaged_files, manifests, statistics
+from parrot_data.multilingual.calibration import apply_review, review_entries
+from parrot_data.multilingual.parts import BuildSettings, PartBuilder, to_parallel
+from parrot_data.multilingual.quality import QualitySettings
+from parrot_data.multilingual.quality_report import report, table
+from parrot_data.multilingual.review import write_review
+from parrot_data.multilingual.segments import reason_to_keep, texts_to_translate
+from parrot_data.multilingual.shards import Shard, build, damaged_files, manifests, statistics
+from parrot_data.multilingual.translators import TranslationError
 from parrot_data.sources import FEATURES, raw_rows
-from parrot_data.translators import TranslationError
 
 
 def main(arguments: list[str]) -> None:

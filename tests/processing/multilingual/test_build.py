@@ -15,17 +15,17 @@ import pytest
 import tiny_models
 
 from parrot_data import DataSource, ImageReader, Mixture, open_sources
-from parrot_data.calibration import apply_review, review_entries
-from parrot_data.parts import BuildSettings, PartBuilder
-from parrot_data.quality import QualitySettings
-from parrot_data.review import write_review
-from parrot_data.segments import texts_to_translate
-from parrot_data.shards import Shard, build, damaged_files, manifests, read_manifest, statistics
+from parrot_data.multilingual.calibration import apply_review, review_entries
+from parrot_data.multilingual.parts import BuildSettings, PartBuilder
+from parrot_data.multilingual.quality import QualitySettings
+from parrot_data.multilingual.review import write_review
+from parrot_data.multilingual.segments import texts_to_translate
+from parrot_data.multilingual.shards import Shard, build, damaged_files, manifests, read_manifest, statistics
+from parrot_data.multilingual.translators import TranslationError, translator_from
 from parrot_data.sources import wording
-from parrot_data.translators import TranslationError, translator_from
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LANGUAGES = ["cs", "zh"]
 LENIENT = {"min_agreement": None, "min_round_trip": None, "length_ratio": None, "check_language": False}
 LENIENT |= {"check_numbers": False, "untranslated_words": None}
@@ -151,12 +151,12 @@ class Flaky:
 
 
 def test_a_translator_that_fails_loses_nothing_that_is_finished(folder, monkeypatch):
-    monkeypatch.setattr("parrot_data.parts.translator_from", lambda entry: Flaky(calls=6))
+    monkeypatch.setattr("parrot_data.multilingual.parts.translator_from", lambda entry: Flaky(calls=6))
     with pytest.raises(TranslationError, match="the endpoint is gone"):
         build(builder(folder), folder / "out")
     assert len(files(folder / "out")) == 2 and len(read_manifest(Shard(), folder / "out")) == 2
     before = files(folder / "out")
-    monkeypatch.setattr("parrot_data.parts.translator_from", lambda entry: Flaky(calls=-1))
+    monkeypatch.setattr("parrot_data.multilingual.parts.translator_from", lambda entry: Flaky(calls=-1))
     seen = []
     assert build(builder(folder), folder / "out", progress=seen.append) == {"rows": 23, "files": 6, "earlier": 2}
     assert sum(seen) == 23 and before.items() <= files(folder / "out").items()
@@ -293,7 +293,7 @@ def suspicious(folder, monkeypatch):
     """A build whose translations all come back in English."""
     echo = Flaky(calls=-1)
     echo.translate = lambda texts, target, source="en": list(texts)
-    monkeypatch.setattr("parrot_data.parts.translator_from", lambda entry: echo)
+    monkeypatch.setattr("parrot_data.multilingual.parts.translator_from", lambda entry: echo)
     build(builder(folder, quality=DEMANDING), folder / "out")
     return folder
 

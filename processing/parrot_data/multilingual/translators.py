@@ -140,8 +140,8 @@ def translator_from(settings: Mapping[str, Any]) -> Translator:
     Raises:
         ValueError: unknown kind, or unknown or missing arguments; lists those that there are.
     """
-    from parrot_data.endpoint import EndpointTranslator
-    from parrot_data.seq2seq import Seq2SeqTranslator
+    from parrot_data.multilingual.endpoint import EndpointTranslator
+    from parrot_data.multilingual.seq2seq import Seq2SeqTranslator
 
     kinds: dict[str, Any] = {"seq2seq": Seq2SeqTranslator, "endpoint": EndpointTranslator, "file": FileTranslator}
     arguments = {key: value for key, value in settings.items() if key != "kind"}

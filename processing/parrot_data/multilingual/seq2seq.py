@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from parrot_data.translators import TranslationError
+from parrot_data.multilingual.translators import TranslationError
 
 
 # NLLB's and mBART-50's tokens. M2M100 (__de__) and MADLAD-400 (<2de>) use the code itself.

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 from instructions_parrot import load_instructions
-from parrot_data.translators import TranslationError, digest
+from parrot_data.multilingual.translators import TranslationError, digest
 
 
 PROMPT = (

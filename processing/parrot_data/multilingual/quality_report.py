@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from parrot_data.quality import Check
+from parrot_data.multilingual.quality import Check
 
 
 CHRF_BINS = 50  # of 0 to 100

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from parrot_data.parts import BuildSettings, PartBuilder
-from parrot_data.quality_report import LanguageStatistics
+from parrot_data.multilingual.parts import BuildSettings, PartBuilder
+from parrot_data.multilingual.quality_report import LanguageStatistics
 from parrot_data.sources import raw_rows
 
 

@@ -30,9 +30,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from parrot_data.endpoint import EndpointTranslator
-from parrot_data.seq2seq import LANGUAGE_TOKENS, Seq2SeqTranslator
-from parrot_data.translators import FileTranslator, TranslationError, translate_checked, translator_from
+from parrot_data.multilingual.endpoint import EndpointTranslator
+from parrot_data.multilingual.seq2seq import LANGUAGE_TOKENS, Seq2SeqTranslator
+from parrot_data.multilingual.translators import FileTranslator, TranslationError, translate_checked, translator_from
 
 
 LANGUAGES = ["en", "zh", "pt", "ar", "tr", "ru", "cs", "de", "fr", "hr", "it", "ro", "es"]

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from parrot_data.review import DROP, ReviewEntry, apply_corrections, read_review
-from parrot_data.shards import Shard, append, checksum_of, manifests
+from parrot_data.multilingual.review import DROP, ReviewEntry, apply_corrections, read_review
+from parrot_data.multilingual.shards import Shard, append, checksum_of, manifests
 
 
 def review_entries(folder: Path) -> Iterator[ReviewEntry]:
@@ -32,7 +32,7 @@ def apply_review(folder: Path, review: str | Path) -> dict[str, int]:
         numbers of (row, language) pairs: "accepted", "dropped", "waiting" for a review.
 
     Raises:
-        ValueError: a bad table (see `parrot_data.review`), or rows that are not in the folder. Nothing is written then.
+        ValueError: a bad table (see `parrot_data.multilingual.review`), or rows that are not in the folder. Nothing is written then.
     """
     given: dict[str, list[ReviewEntry]] = {}
     for entry in read_review(review):

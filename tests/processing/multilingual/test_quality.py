@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from instructions_parrot import load_instructions
-from parrot_data import languages, quality
+from parrot_data import languages
 from parrot_data.languages import language_of, same_language
-from parrot_data.quality import PROBLEMS, Check, QualitySettings, check
-from parrot_data.quality_report import LanguageStatistics, agreement, report, table
-from parrot_data.review import COLUMNS, ReviewEntry, apply_corrections, read_review, write_review
+from parrot_data.multilingual import quality
+from parrot_data.multilingual.quality import PROBLEMS, Check, QualitySettings, check
+from parrot_data.multilingual.quality_report import LanguageStatistics, agreement, report, table
+from parrot_data.multilingual.review import COLUMNS, ReviewEntry, apply_corrections, read_review, write_review
 
 
-EMOJI = Path(__file__).parents[2] / "examples" / "emoji" / "data"
+EMOJI = Path(__file__).parents[3] / "examples" / "emoji" / "data"
 INSTRUCTIONS = load_instructions()
 DEFAULT = QualitySettings()
 DOG = "A brown dog runs across the wet grass with a red ball in its mouth."

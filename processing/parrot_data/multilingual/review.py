@@ -37,7 +37,7 @@ class ReviewEntry:
         turn, part: which text of the row: the number of the turn, from 0, and "question" or "answer".
         source, translation: in English and in `language`.
         second: another translator's translation, or "".
-        problems: see `parrot_data.quality.PROBLEMS`.
+        problems: see `parrot_data.multilingual.quality.PROBLEMS`.
         correction: see above.
     """
 

@@ -20,15 +20,15 @@ from typing import Any, Literal
 import datasets
 
 from instructions_parrot import IMAGE_MARKER, Instructions, Turn
-from parrot_data.quality import Check, QualitySettings, check
-from parrot_data.quality_report import LanguageStatistics
-from parrot_data.review import PARTS, ReviewEntry
-from parrot_data.segments import mend, reason_to_keep, texts_to_translate, translate_turns
+from parrot_data.multilingual.quality import Check, QualitySettings, check
+from parrot_data.multilingual.quality_report import LanguageStatistics
+from parrot_data.multilingual.review import PARTS, ReviewEntry
+from parrot_data.multilingual.segments import mend, reason_to_keep, texts_to_translate, translate_turns
+from parrot_data.multilingual.translators import TranslationError, Translator, translate_checked, translator_from
 from parrot_data.sources import DataSource, wording
-from parrot_data.translators import TranslationError, Translator, translate_checked, translator_from
 
 
-UNTRANSLATED = "untranslated"  # among the problems of `parrot_data.quality`
+UNTRANSLATED = "untranslated"  # among the problems of `parrot_data.multilingual.quality`
 
 
 @dataclass
@@ -38,11 +38,11 @@ class BuildSettings:
     Args:
         source: English conversations. Rows that their `language` column gives another language are taken as they are.
         languages: to translate into, as ISO 639 codes.
-        translator: `kind` and arguments, see `parrot_data.translators.translator_from`.
+        translator: `kind` and arguments, see `parrot_data.multilingual.translators.translator_from`.
         second_translator: another one, whose agreement with the first is measured (LRM-LLaVA, table 2).
         round_trip: translate back into English with the second translator, or with the first if there is no other.
         checked: share of the rows that second translation and round trip are made of, chosen by id.
-        quality: thresholds, see `parrot_data.quality.QualitySettings`.
+        quality: thresholds, see `parrot_data.multilingual.quality.QualitySettings`.
         subsets: "parallel": every row in every language, as EP-VQA and BVQA need it. "disjoint": every row in one
             language, chosen by id, so that no image or text comes twice (PARROT, section 4.4: "non-duplicate,
             non-parallel").

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from instructions_parrot import IMAGE_MARKER, load_instructions
-from parrot_data.segments import (
+from parrot_data.multilingual.segments import (
     LostPlaceholder,
     Piece,
     lost_numbers,

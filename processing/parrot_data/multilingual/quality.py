@@ -2,7 +2,7 @@
 
 LRM-LLaVA compares two translators by BLEU (section "Analysis on Benchmark Translation Results", table 2); in PARROT
 people calibrate what GPT-4 translated (section 4.4). Here every text is checked, so that people need to read only
-those that look wrong (`parrot_data.review`), and the statistics say how many these are (`parrot_data.quality_report`).
+those that look wrong (`parrot_data.multilingual.review`), and the statistics say how many these are (`parrot_data.multilingual.quality_report`).
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 
 from instructions_parrot import IMAGE_MARKER
 from parrot_data.languages import MIN_LETTERS, base_code, known_languages, language_of, same_language
-from parrot_data.segments import lost_numbers
+from parrot_data.multilingual.segments import lost_numbers
 
 
 PROBLEMS = ("empty", "untranslated", "language", "agreement", "round_trip", "length", "numbers", "image marker")
