@@ -84,6 +84,7 @@ CONDITIONS = {
     "multilingual": Condition("multilingual data", SIX, 0, LOW_RESOURCE * 5, MVQA),
     "experts": Condition("multilingual data and experts", SIX, 0, LOW_RESOURCE * 5, MVQA, experts=6),
     "mvqa_only": Condition("MVQA only", tasks=MVQA),
+    "mvqa_english_stage1": Condition("MVQA only, English in stage 1", aligned=0, tasks=MVQA),
     "mostly_mvqa": Condition("all formats, 80% of them MVQA", tasks={"mvqa": 8, "ep_vqa": 1, "bvqa": 1}),
     "english_long": Condition("English data only, twice the steps", aligned=0, tuned=0, length=2),
     "mvqa_long": Condition("MVQA only, twice the steps", tasks=MVQA, length=2),
@@ -108,7 +109,7 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
     "remedies": (
         "What could make the formats help: fewer long targets, more steps",
         LRM,
-        ("english", "all", "mvqa_only", "mostly_mvqa", "english_long", "mvqa_long", "all_long"),
+        ("english", "all", "mvqa_only", "mvqa_english_stage1", "mostly_mvqa", "english_long", "mvqa_long", "all_long"),
     ),
     "ratio": (
         "Share of non-English data (LRM-LLaVA, figure 6)",
