@@ -95,14 +95,18 @@ def build(
         return totals
     with ProcessPoolExecutor(num_proc, get_context("spawn"), _start, (settings,)) as pool:
         running: dict[Future, int] = {}
+
+        def start_next() -> None:
+            for number, rows in islice(waiting, 1):
+                running[pool.submit(_work, folder, number, rows)] = number
+
         try:
-            # Some parts ahead, never the whole source.
-            while running or (jobs := list(islice(waiting, 1))):
-                while len(running) < 2 * num_proc and (jobs := jobs if not running else list(islice(waiting, 1))):
-                    running[pool.submit(_work, folder, *jobs[0])] = jobs[0][0]
-                    jobs = []
+            for _ in range(2 * num_proc):  # some parts ahead, never the whole source
+                start_next()
+            while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     finish(running.pop(future), future.result())
+                    start_next()
         finally:
             for future in running:
                 future.cancel()
@@ -112,9 +116,8 @@ def build(
     return totals
 
 
-_builder: PartBuilder | None = (
-    None  # of a worker process: loading a model for every part would take longer than the part
-)
+# Of a worker process: to load a model for every part would take longer than the part.
+_builder: PartBuilder | None = None
 
 
 def _start(settings: BuildSettings) -> None:

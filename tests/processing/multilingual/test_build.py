@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -176,22 +174,22 @@ def test_a_manifest_that_a_kill_cut_off_is_read(folder):
 
 
 def test_a_killed_program_goes_on(folder):
+    (folder / "rows.json").write_text(json.dumps(english(150)), encoding="utf-8")
     recipe = folder / "recipe.yaml"
     entry = {"source": {"path": str(folder / "rows.json")}, "languages": LANGUAGES, "output": str(folder / "out")}
     entry |= {"translator": {"kind": "file", "path": str(folder / "translations.csv")}, "quality": LENIENT}
     recipe.write_text(json.dumps(entry | {"rows_per_file": 1}), encoding="utf-8")
     command = [sys.executable, str(ROOT / "examples" / "build_multilingual.py"), "build", str(recipe)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(files(folder / "out")) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while len(files(folder / "out")) < 3 and process.poll() is None:
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
-    killed_at = len(files(folder / "out"))
+    assert 3 <= len(files(folder / "out")) < 150
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert killed_at >= 3 and "23 rows in 23 files" in done.stdout
-    assert [row["id"] for row in rows_of(folder / "out")] == [f"r{k}-{k}" for k in range(23)]
+    assert "150 rows in 150 files" in done.stdout
+    assert [row["id"] for row in rows_of(folder / "out")] == [f"r{k}-{k}" for k in range(150)]
     assert damaged_files(folder / "out") == []
 
 
