@@ -78,7 +78,7 @@ def write_review(path: str | Path, entries: Iterable[ReviewEntry]) -> int:
     count = 0
     # With the mark at its start that utf-8-sig writes, spreadsheets read the file as UTF-8.
     with open(unfinished, "w", encoding="utf-8-sig" if path.suffix == ".csv" else "utf-8", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         if path.suffix == ".csv":
             writer.writerow(COLUMNS)
         for entry in entries:
