@@ -20,7 +20,7 @@ far as a stage is multilingual at all. Rows are drawn from one pool of pictures 
 - In `ratio` the English rows stay and the others are added to them, as in the paper.
 
 A run that is done is not repeated, so an interrupted command goes on where it was. `--output` gets, besides the runs,
-`results.json`, `ablation.md` (tables with mean and spread over the seeds) and `ablation.png`.
+`scores/` (every run), `ablation.md` (tables with mean and spread over the seeds) and `ablation.png`.
 """
 
 import argparse

@@ -50,12 +50,13 @@ def apply_review(folder: Path, review: str | Path) -> dict[str, int]:
     for is_writing in (False, True):  # all is checked before anything is written
         for shard, lines in done.items():
             for number, line in lines.items():
-                if line["pending"]:
+                if line["review"]:  # not `pending`: after a kill the manifest may be ahead of the file
                     part = folder / "review" / f"part-{number:06d}.jsonl"
                     table, counts = _reviewed(folder / line["file"], read_review(part), given)
                     if is_writing:
                         totals = {key: totals[key] + counts[key] for key in totals}
-                        _replace_part(folder, shard, line, table)
+                        if counts["accepted"] or counts["dropped"]:
+                            _replace_part(folder, shard, line, table)
     return totals
 
 

@@ -330,6 +330,18 @@ def test_corrections_come_back(suspicious):
     assert again_built["earlier"] == 6 and files(suspicious / "out") == again
 
 
+def test_a_review_that_a_kill_interrupted_is_applied_again(suspicious):
+    path = reviewed(suspicious, lambda entry: "ok")
+    before = files(suspicious / "out")
+    apply_review(suspicious / "out", path)
+    after = files(suspicious / "out")
+    # The manifest is told before the file is put in its place: a kill in between leaves the old file.
+    (suspicious / "out" / "part-000000.parquet").write_bytes(before["part-000000.parquet"])
+    assert damaged_files(suspicious / "out") == ["part-000000.parquet"]
+    apply_review(suspicious / "out", path)
+    assert files(suspicious / "out") == after and damaged_files(suspicious / "out") == []
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
