@@ -152,7 +152,7 @@ def survey(builder: PartBuilder) -> int:
     for number, raw in enumerate(islice(raw_rows(settings.source), settings.source.max_rows)):
         row = to_parallel(raw, number, settings.source)
         rows += 1
-        if number < 1000:
+        if number < 1000 and settings.source.keeps(row["language"], row["task"]):
             reason = reason_to_keep(row["turns"]) if row["language"] == "en" else "other language"
             kept[reason or "translated"] += 1
             if reason is None:

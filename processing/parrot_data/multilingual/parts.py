@@ -114,7 +114,7 @@ class BuildSettings:
 
 def to_parallel(raw: Any, number: int, source: DataSource) -> dict[str, Any]:
     """
-    A row of the source as {"id", "images", "language", "turns"}.
+    A row of the source as {"id", "images", "language", "task", "turns"}, English if it names no language.
 
     Raises:
         ValueError: see `parrot_data.conversations.to_row`; or the row has a system message or is parallel already.
@@ -135,7 +135,7 @@ def to_parallel(raw: Any, number: int, source: DataSource) -> dict[str, Any]:
     images = [{"bytes": None, "path": image} if isinstance(image, str) else image for image in row["images"]]
     # Ids come twice in LLaVA's own sets, and a correction must find its row: the number makes them unique.
     row_id = str(number) if raw.get("id") is None else f"{raw['id']}-{number}"
-    return {"id": row_id, "images": images, "language": row["language"] or "en", "turns": turns}
+    return {"id": row_id, "images": images, "language": row["language"] or "en", "task": row["task"], "turns": turns}
 
 
 class PartBuilder:
@@ -174,14 +174,18 @@ class PartBuilder:
             ValueError: a bad row.
             TranslationError: the translator failed or returned too few or empty lines.
         """
-        rows = [to_parallel(content, number, self.settings.source) for number, content in raw]
+        source = self.settings.source
+        rows = [to_parallel(content, number, source) for number, content in raw]
+        rows = [row for row in rows if source.keeps(row["language"], row["task"])]
         kept = [reason_to_keep(row["turns"]) if row["language"] == "en" else None for row in rows]
         wanted = [self.languages_of(row, reason) for row, reason in zip(rows, kept, strict=True)]
+        is_disjoint = self.settings.subsets == "disjoint"
         made = [
             {
                 "id": row["id"],
                 "images": row["images"],
-                "texts": {row["language"]: row["turns"]} if row["language"] in self.stored(row, languages) else {},
+                # In disjoint subsets a translated row has no English.
+                "texts": {} if languages and is_disjoint else {row["language"]: row["turns"]},
                 "pending": {},
                 "kept": reason,
             }
@@ -198,8 +202,8 @@ class PartBuilder:
                 flagged = {place: found for place, found in checks.items() if found[0].problems}
                 made[number]["pending" if flagged else "texts"][language] = turns
                 for (turn, part), (result, second) in flagged.items():
-                    source = rows[number]["turns"][turn][part]
-                    entry = ReviewEntry(rows[number]["id"], language, turn, part, source, turns[turn][part])
+                    english = rows[number]["turns"][turn][part]
+                    entry = ReviewEntry(rows[number]["id"], language, turn, part, english, turns[turn][part])
                     entry.second, entry.problems = second or "", result.problems
                     entries.append(entry)
         counts = {
@@ -232,10 +236,6 @@ class PartBuilder:
         shares = settings.shares or {language: 1 / len(settings.languages) for language in settings.languages}
         language = random.Random(f"language {row['id']}").choices(list(shares), list(shares.values()))[0]
         return [] if language == "en" else [language]
-
-    def stored(self, row: Mapping[str, Any], languages: Sequence[str]) -> Sequence[str]:
-        """Whether the row's own text is kept: in disjoint subsets a translated row has no English."""
-        return () if self.settings.subsets == "disjoint" and languages else (row["language"],)
 
     def translate(
         self, rows: Sequence[Mapping[str, Any]], language: str

@@ -415,6 +415,9 @@ def test_rows_of_other_languages_are_taken_as_they_are(folder):
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(ValueError, match="is in 'hr', which is neither English nor one of the languages cs, zh"):
         build(builder(folder), folder / "other")
+    only_english = DataSource(str(folder / "rows.json"), keep_languages=["en"])
+    build(builder(folder, source=only_english), folder / "third")
+    assert [row["id"] for row in rows_of(folder / "third")] == ["r0-0", "r2-2"]
 
 
 def test_the_second_translator_and_the_way_back_are_measured(folder):
