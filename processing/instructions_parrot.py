@@ -69,7 +69,7 @@ def check_language(language: str, lines: Any, where: str) -> None:
 
 def pick(lines: Sequence[str], row_id: str) -> str:
     """One of several lines, by the row's id."""
-    return lines[_number(row_id) % len(lines)]
+    return lines[stable_number(row_id) % len(lines)]
 
 
 def build_instruction(
@@ -184,7 +184,7 @@ def build_turns(
     check_parallel(texts, (language,) if task == "mvqa" else ("en", language), row_id)
     asked = answered = language
     if task == "bvqa":
-        answered = answer_language or ("en" if _number(f"direction {row_id}") % 2 else language)
+        answered = answer_language or ("en" if stable_number(f"direction {row_id}") % 2 else language)
         asked = language if answered == "en" else "en"
     turns = []
     for k, (question, answer) in enumerate(zip(texts[asked], texts[answered], strict=True)):
@@ -262,5 +262,6 @@ def _wording(language: str, instructions: Instructions) -> dict[str, Any]:
     return instructions[language]
 
 
-def _number(text: str) -> int:
+def stable_number(text: str) -> int:
+    """64 bits that the text decides: the same in every process, unlike `hash`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

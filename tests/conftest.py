@@ -25,3 +25,12 @@ def tiny(tmp_path_factory):
         return tiny_models.parrot(folder, **options)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums in one order, so that runs can be compared to the last bit; and tiny models do not wait for threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

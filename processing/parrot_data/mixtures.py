@@ -60,7 +60,7 @@ class Mixture:
         for name in ("languages", "tasks", "weights"):
             shares = getattr(self, name)
             if shares is not None:
-                setattr(self, name, checked_shares(shares, name))
+                setattr(self, name, checked_shares(shares, f"`{name}` of the mixture"))
         if not self.sources:
             raise ValueError("The mixture has no `sources`. Give at least one, by a name, with a `path`.")
         if self.weights is not None and (unknown := sorted(set(self.weights) ^ set(self.sources))):
@@ -91,23 +91,21 @@ class Mixture:
 
 
 def checked_shares(shares: Any, name: str) -> dict[str, float]:
-    """Shares scaled to a sum of exactly 1.
+    """Shares scaled to a sum of exactly 1. `name` is what messages call them.
 
     Raises:
         ValueError: no mapping of names to numbers of at least 0, or a sum that is not about 1.
     """
     if not isinstance(shares, Mapping) or not shares:
-        raise ValueError(f"`{name}` of the mixture must give a share to each name, is {shares!r}.")
+        raise ValueError(f"{name} must give a share to each name, is {shares!r}.")
     for key, share in shares.items():
         if not isinstance(key, str):
-            raise ValueError(
-                f"`{name}` of the mixture: {key!r} is no name. Write 'no' in quotes: YAML reads it as false."
-            )
+            raise ValueError(f"{name}: {key!r} is no name. Write 'no' in quotes: YAML reads it as false.")
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not share >= 0:
-            raise ValueError(f"`{name}` of the mixture: the share of {key!r} is {share!r}, no number of 0 or more.")
+            raise ValueError(f"{name}: the share of {key!r} is {share!r}, no number of 0 or more.")
     total = sum(shares.values())
     if abs(total - 1) > TOLERANCE:
-        raise ValueError(f"`{name}` of the mixture: the shares sum to {total:.4g} instead of 1.")
+        raise ValueError(f"{name}: the shares sum to {total:.4g} instead of 1.")
     return {key: share / total for key, share in shares.items()}
 
 
@@ -218,9 +216,7 @@ def draw_shares(mixture: Mixture, opened: Sequence[OpenSource], seed: int) -> li
     pools: dict[tuple[str, str | None], dict[str, list[tuple[Cell, np.ndarray]]]] = {}
     for language, task in shares:
         pools[language, task] = {
-            name: [
-                (cell, rows) for cell, rows in content.cells.items() if cell[0] == language and task in (None, cell[1])
-            ]
+            name: [(cell, rows) for cell, rows in content.cells.items() if matches(cell, (language, task))]
             for name, content in zip(names, opened, strict=True)
         }
         if mixture.weights is None:
@@ -326,12 +322,15 @@ def stream(source: DataSource, cell: tuple[str, str | None] | None = None) -> da
         located = [{**row, "images": [source.locate(image) for image in row["images"]]} for row in rows]
         return {name: [row[name] for row in located] for name in FEATURES}
 
-    columns = [name for name in dataset.column_names or () if name not in FEATURES]
+    columns = dataset.column_names or ()
     options: dict[str, Any] = {"with_indices": True, "batched": True, "batch_size": 1, "features": FEATURES}
-    if source.max_rows is not None and "texts" in (dataset.column_names or ()):
-        dataset = dataset.take(source.max_rows)
-    rows = dataset.decode(False).map(training_rows, remove_columns=columns, **options)
-    return rows if source.max_rows is None or "texts" in (dataset.column_names or ()) else rows.take(source.max_rows)
+    options["remove_columns"] = [name for name in columns if name not in FEATURES]
+    limit = source.max_rows
+    if limit is None:
+        return dataset.decode(False).map(training_rows, **options)
+    if "texts" in columns:  # stored rows are counted: each may become several
+        return dataset.take(limit).decode(False).map(training_rows, **options)
+    return dataset.decode(False).map(training_rows, **options).take(limit)
 
 
 def matches(pair: Cell, cell: tuple[str, str | None]) -> bool:

@@ -26,13 +26,7 @@ import train  # noqa: E402
 from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor  # noqa: E402
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in one order, so that runs can be compared to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

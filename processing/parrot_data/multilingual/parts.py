@@ -8,7 +8,6 @@ LRM-LLaVA's data set ("Datasets and Benchmarks") and PARROT's (section 4.4) are 
 look at (see `calibration.py`). `kept` says why a row stays English.
 """
 
-import hashlib
 import json
 import random
 from collections import Counter
@@ -19,7 +18,8 @@ from typing import Any, Literal
 
 import datasets
 
-from instructions_parrot import IMAGE_MARKER, Instructions, Turn
+from instructions_parrot import IMAGE_MARKER, Instructions, Turn, stable_number
+from parrot_data.mixtures import checked_shares
 from parrot_data.multilingual.quality import Check, QualitySettings, check
 from parrot_data.multilingual.quality_report import LanguageStatistics
 from parrot_data.multilingual.review import PARTS, ReviewEntry
@@ -86,10 +86,10 @@ class BuildSettings:
         if self.shares is not None:
             if self.subsets == "parallel":
                 raise ValueError("`shares` belong to disjoint subsets: in parallel ones every row has every language.")
-            unknown = sorted(set(self.shares) - {"en", *self.languages})
-            if unknown or abs(sum(self.shares.values()) - 1) > 0.01 or min(self.shares.values()) < 0:
+            self.shares = checked_shares(self.shares, "`shares` of the build")
+            if set(self.shares) - {"en", *self.languages}:
                 raise ValueError(
-                    f"shares={self.shares}: give shares that sum to 1 to languages among en, {', '.join(self.languages)}."
+                    f"shares={self.shares}: give shares to languages among en, {', '.join(self.languages)}."
                 )
         if not 0 <= self.checked <= 1 or self.rows_per_file < 1:
             raise ValueError(
@@ -243,7 +243,7 @@ class PartBuilder:
         """Each row's turns in `language`, and the check of each text with the second translation."""
         texts = texts_to_translate([turn for row in rows for turn in row["turns"]], self.instructions)
         first, trouble = self.ask(self.translator, texts, language)
-        checked = [row for row in rows if fraction(f"check {row['id']}") < self.settings.checked]
+        checked = [row for row in rows if stable_number(f"check {row['id']}") < self.settings.checked * 2**64]
         again = texts_to_translate([turn for row in checked for turn in row["turns"]], self.instructions)
         second: dict[str, str] = {}
         back: dict[str, str] = {}
@@ -313,8 +313,3 @@ class PartBuilder:
             return None
         single = {"question": "", "answer": "", part: turn[part]}
         return translate_turns([single], translated, language, self.instructions)[0][part]
-
-
-def fraction(text: str) -> float:
-    """A number from 0 to 1 that the text decides."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
