@@ -4,11 +4,12 @@
     python examples/ablation.py --output outputs/ablation --studies formats    # one study
     python examples/ablation.py --output outputs/ablation --report-only        # tables and plot of what there is
 
-Four studies, each condition trained in both stages with `examples/train.py` and asked the same questions:
+Five studies, each condition trained in both stages with `examples/train.py` and asked the same questions:
 
 - formats: LRM-LLaVA, table 3: without all instruction formats (English data only), without each one, all.
 - experts: PARROT, figure 5a: English data only, multilingual data, multilingual data and experts.
-- remedies: whether shorter targets or more steps change what `formats` shows.
+- format_remedies: whether shorter targets or more steps change what `formats` shows.
+- expert_remedies: whether a faster router, fewer active experts or more steps change what `experts` shows.
 - ratio: LRM-LLaVA, figure 6: 0.4, 0.7, 1 and 1.5 rows in other languages per English row.
 
 The setting is low-resource: in `formats` and `experts` each language but English has 4% of the rows, in both stages as
@@ -34,6 +35,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+import torch
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +67,7 @@ class Condition:
     tasks: Mapping[str, float] = field(default_factory=lambda: FORMATS)
     experts: int = 0
     length: float = 1.0  # steps of stage 2, in those that the command line gives
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of stage 2, beyond the recipe
 
 
 def at_ratio(ratio: float) -> Condition:
@@ -83,6 +87,14 @@ CONDITIONS = {
     "english_alone_six": Condition("English data only", SIX, 0, 0, length=1 - 5 * LOW_RESOURCE),
     "multilingual": Condition("multilingual data", SIX, 0, LOW_RESOURCE * 5, MVQA),
     "experts": Condition("multilingual data and experts", SIX, 0, LOW_RESOURCE * 5, MVQA, experts=6),
+    "multilingual_long": Condition("multilingual data, twice the steps", SIX, 0, LOW_RESOURCE * 5, MVQA, length=2),
+    "experts_long": Condition("experts, twice the steps", SIX, 0, LOW_RESOURCE * 5, MVQA, experts=6, length=2),
+    "experts_fast_router": Condition(
+        "experts, router ten times as fast", SIX, 0, LOW_RESOURCE * 5, MVQA, 6, settings={"router_learning_rate": 0.1}
+    ),
+    "experts_top_2": Condition(
+        "experts, two of six active", SIX, 0, LOW_RESOURCE * 5, MVQA, 6, settings={"adapter.num_active_experts": 2}
+    ),
     "mvqa_only": Condition("MVQA only", tasks=MVQA),
     "mvqa_english_stage1": Condition("MVQA only, English in stage 1", aligned=0, tasks=MVQA),
     "mostly_mvqa": Condition("all formats, 80% of them MVQA", tasks={"mvqa": 8, "ep_vqa": 1, "bvqa": 1}),
@@ -106,10 +118,15 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
         SIX,
         ("english_alone_six", "english", "multilingual", "experts"),
     ),
-    "remedies": (
+    "format_remedies": (
         "What could make the formats help: fewer long targets, more steps",
         LRM,
         ("english", "all", "mvqa_only", "mvqa_english_stage1", "mostly_mvqa", "english_long", "mvqa_long", "all_long"),
+    ),
+    "expert_remedies": (
+        "What could make the experts help: a faster router, fewer active experts, more steps",
+        SIX,
+        ("multilingual", "experts", "experts_fast_router", "experts_top_2", "multilingual_long", "experts_long"),
     ),
     "ratio": (
         "Share of non-English data (LRM-LLaVA, figure 6)",
@@ -117,7 +134,13 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
         ("ratio_0.4", "ratio_0.7", "ratio_1", "ratio_1.5"),
     ),
 }
-REFERENCES = {"formats": "all", "experts": "experts", "remedies": "english", "ratio": "ratio_1"}
+REFERENCES = {
+    "formats": "all",
+    "experts": "experts",
+    "format_remedies": "english",
+    "expert_remedies": "multilingual",
+    "ratio": "ratio_1",
+}
 MEASURES = {
     "style choice": "4-way, held-out style",
     "style naming": "naming, held-out style",
@@ -179,7 +202,8 @@ def run(name: str, seed: int, folder: Path, args: argparse.Namespace) -> None:
         second,
         common
         | {"max_steps": round(condition.length * args.stage2_steps), "checkpoint": str(first), "train_data": tuning}
-        | {"learning_rate": args.learning_rate, "adapter.num_language_experts": condition.experts},
+        | {"learning_rate": args.learning_rate, "adapter.num_language_experts": condition.experts}
+        | dict(condition.settings),
     )
     asked = [
         language for language in parallel.LANGUAGES if any(language in STUDIES[study][1] for study in in_studies(name))
@@ -217,6 +241,25 @@ def collect(folder: Path, languages: Sequence[str], name: str) -> dict[int, dict
             others = [by_language[language] for language in languages if language != "en" and language in by_language]
             values[measure] = (by_language["en"], mean(others))
         result[int(path.stem.rpartition("-")[2])] = values
+    return result
+
+
+def routing(folder: Path, languages: Sequence[str], name: str) -> list[tuple[float, float]]:
+    """
+    How the router tells languages apart, a pair per seed; empty for conditions without experts.
+
+    Returns:
+        [(the part of a language's mean weights that would have to move to give the mean of all languages, in per cent;
+        how many equally used experts have the entropy of a language's mean weights), ...], both means over languages.
+    """
+    result = []
+    for path in sorted((folder / "scores").glob(f"{name}-*.json")):
+        by_language = json.loads(path.read_text(encoding="utf-8")).get("router")
+        if by_language:
+            weights = torch.tensor([by_language[language] for language in languages])  # [languages, experts]
+            moved = (weights - weights.mean(0)).abs().sum(1) / 2
+            used = torch.special.entr(weights).sum(1).exp()
+            result.append((100 * moved.mean().item(), used.mean().item()))
     return result
 
 
@@ -258,6 +301,18 @@ def tables(folder: Path, studies: Iterable[str]) -> str:
                         for side in (0, 1)
                     ]
                     lines.append(f"| {CONDITIONS[name].label} | {' | '.join(cells)} |")
+        if routers := {name: pairs for name in found if (pairs := routing(folder, languages, name))}:
+            lines += [
+                "",
+                "The router: how far a language's mean weights are from the mean of all languages (0%: the language makes "
+                "no difference), and how many experts a language uses (exponential of the entropy of its mean weights):",
+                "",
+                "| condition | distance of a language, % | experts used |",
+                "|---|---:|---:|",
+            ]
+            for name, pairs in routers.items():
+                moved, used = zip(*pairs, strict=True)
+                lines.append(f"| {CONDITIONS[name].label} | {spread(moved)} | {spread(used)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

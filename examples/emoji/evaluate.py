@@ -155,11 +155,7 @@ def evaluate(
     shuffled = with_other_pictures([row for row in rows if row["split"] == "style" and row["kind"] == "choice"])
     result["control"] = score(shuffled, answer(model, processor, shuffled, data)[0], names, languages)
     result["text"] = evaluate_text(model, processor, data, languages, per_language)
-    by_language: dict[str, list[list[float]]] = defaultdict(list)
-    for row, probabilities in zip(rows, routing, strict=True):
-        if probabilities is not None:
-            by_language[row["language"]].append(probabilities)
-    result["router"] = {lang: torch.tensor(rows).mean(0).tolist() for lang, rows in by_language.items()}
+    result["router"] = mean_routing(rows, routing)
     result["samples"] = [
         {key: row[key] for key in ("image", "language", "question", "answer")} | {"answered": text}
         for row, text in list(zip(rows, answers, strict=True))[:: max(1, len(rows) // 12)]
@@ -167,17 +163,31 @@ def evaluate(
     return result
 
 
+def mean_routing(rows: Sequence[Row], routing: Sequence[list[float] | None]) -> dict[str, list[float]]:
+    """Mean expert weights of each question language: {language: [E]}, empty without experts."""
+    by_language: dict[str, list[list[float]]] = defaultdict(list)
+    for row, probabilities in zip(rows, routing, strict=True):
+        if probabilities is not None:
+            by_language[row["language"]].append(probabilities)
+    return {lang: torch.tensor(rows).mean(0).tolist() for lang, rows in by_language.items()}
+
+
 def evaluate_pictures(
     folder: Path, data: Path, languages: Sequence[str], per_language: int | None = None
-) -> dict[str, Scores]:
-    """Only the questions on held-out pictures, in any of the 13 languages: `{"style": Scores, "concept": Scores}`."""
+) -> dict[str, Any]:
+    """
+    Only the questions on held-out pictures, in any of the 13 languages.
+
+    Returns:
+        `{"style": Scores, "concept": Scores, "router": {language: [E]}}`.
+    """
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     names = name_languages(load_data(), languages)
     asked = [row for row in read_rows(data / "eval.jsonl") if row["language"] in languages]
     rows = limited(asked, per_language)
-    answers, _ = answer(model, processor, rows, data)
-    result = {}
+    answers, routing = answer(model, processor, rows, data)
+    result: dict[str, Any] = {"router": mean_routing(rows, routing)}
     for split in ("style", "concept"):
         chosen = [i for i, row in enumerate(rows) if row["split"] == split]
         result[split] = score([rows[i] for i in chosen], [answers[i] for i in chosen], names, languages)

@@ -72,6 +72,17 @@ def test_tables_give_mean_spread_and_paired_differences(folder):
     assert (folder / "plot.png").stat().st_size > 10_000
 
 
+def test_tables_tell_whether_the_router_looks_at_the_language(folder):
+    path, six = folder / "scores", dict.fromkeys(ablation.SIX, [0.5, 0.5, 0, 0, 0, 0])
+    for name, weights in {"experts": six, "experts_top_2": six | {"en": [0, 0, 1, 0, 0, 0]}}.items():
+        (path / f"{name}-0.json").write_text(json.dumps({**scores(1, 1), "router": weights}))
+    text = ablation.tables(folder, ["expert_remedies"])
+    assert f"| {ablation.CONDITIONS['experts'].label} | 0.0 | 2.0 |" in text
+    # English is 5/6 away from the mean of six languages, the others 1/6.
+    assert f"| {ablation.CONDITIONS['experts_top_2'].label} | 27.8 | 1.8 |" in text
+    assert "The router" not in ablation.tables(folder, ["formats"])
+
+
 def test_a_run_that_is_done_is_not_repeated_and_others_are_not_mixed_in(folder, monkeypatch):
     def train(*arguments):
         raise AssertionError("trained again")
