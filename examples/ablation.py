@@ -99,7 +99,6 @@ CONDITIONS = {
     "mvqa_english_stage1": Condition("MVQA only, English in stage 1", aligned=0, tasks=MVQA),
     "mostly_mvqa": Condition("all formats, 80% of them MVQA", tasks={"mvqa": 8, "ep_vqa": 1, "bvqa": 1}),
     "english_long": Condition("English data only, twice the steps", aligned=0, tuned=0, length=2),
-    "mvqa_long": Condition("MVQA only, twice the steps", tasks=MVQA, length=2),
     "all_long": Condition("all formats, twice the steps", length=2),
     "ratio_0.4": at_ratio(0.4),
     "ratio_0.7": at_ratio(0.7),
@@ -121,7 +120,7 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
     "format_remedies": (
         "What could make the formats help: fewer long targets, more steps",
         LRM,
-        ("english", "all", "mvqa_only", "mvqa_english_stage1", "mostly_mvqa", "english_long", "mvqa_long", "all_long"),
+        ("english", "all", "mvqa_only", "mvqa_english_stage1", "mostly_mvqa", "english_long", "all_long"),
     ),
     "expert_remedies": (
         "What could make the experts help: a faster router, fewer active experts, more steps",
