@@ -4,9 +4,10 @@
     python examples/ablation.py --output outputs/ablation --studies formats    # one study
     python examples/ablation.py --output outputs/ablation --report-only        # tables and plot of what there is
 
-Five studies, each condition trained in both stages with `examples/train.py` and asked the same questions:
+Six studies, each condition trained in both stages with `examples/train.py` and asked the same questions:
 
 - formats: LRM-LLaVA, table 3: without all instruction formats (English data only), without each one, all.
+- formats_long: the same with twice the steps of stage 2.
 - experts: PARROT, figure 5a: English data only, multilingual data, multilingual data and experts.
 - format_remedies: whether shorter targets or more steps change what `formats` shows.
 - expert_remedies: whether a faster router, fewer active experts or more steps change what `experts` shows.
@@ -31,7 +32,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -98,12 +99,19 @@ CONDITIONS = {
     "mvqa_only": Condition("MVQA only", tasks=MVQA),
     "mvqa_english_stage1": Condition("MVQA only, English in stage 1", aligned=0, tasks=MVQA),
     "mostly_mvqa": Condition("all formats, 80% of them MVQA", tasks={"mvqa": 8, "ep_vqa": 1, "bvqa": 1}),
-    "english_long": Condition("English data only, twice the steps", aligned=0, tuned=0, length=2),
-    "all_long": Condition("all formats, twice the steps", length=2),
     "ratio_0.4": at_ratio(0.4),
     "ratio_0.7": at_ratio(0.7),
     "ratio_1": at_ratio(1.0),
     "ratio_1.5": at_ratio(1.5),
+}
+LONG = ("english", "no_mvqa_stage1", "no_mvqa", "no_ep_vqa", "no_bvqa", "all")
+CONDITIONS |= {
+    f"{name}_long": replace(
+        CONDITIONS[name],
+        label=f"{CONDITIONS[name].label.removesuffix(', as many rows in all')}, twice the steps",
+        length=2,
+    )
+    for name in LONG
 }
 # Study: what it is, its languages, and its conditions.
 STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
@@ -111,6 +119,11 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
         "Instruction formats (LRM-LLaVA, table 3)",
         LRM,
         ("english_alone", "english", "no_mvqa_stage1", "no_mvqa", "no_ep_vqa", "no_bvqa", "all"),
+    ),
+    "formats_long": (
+        "Instruction formats with twice the steps (LRM-LLaVA, table 3)",
+        LRM,
+        tuple(f"{name}_long" for name in LONG),
     ),
     "experts": (
         "Data and experts (PARROT, figure 5a)",
@@ -135,6 +148,7 @@ STUDIES: dict[str, tuple[str, Sequence[str], Sequence[str]]] = {
 }
 REFERENCES = {
     "formats": "all",
+    "formats_long": "all_long",
     "experts": "experts",
     "format_remedies": "english",
     "expert_remedies": "multilingual",
