@@ -1,9 +1,26 @@
-"""Small training sets in LLaVA's format, with image files, written where a test wants them."""
+"""Small training sets in LLaVA's format, with image files, written where a test wants them; a sentence in 13 languages."""
 
 import json
 from pathlib import Path
 
 import tiny_models
+
+
+DOG = "A brown dog runs across the wet grass with a red ball in its mouth."
+TRANSLATIONS = {
+    "zh": "一只棕色的狗嘴里叼着一个红色的球，在湿漉漉的草地上奔跑。",
+    "pt": "Um cachorro marrom corre pela grama molhada com uma bola vermelha na boca.",
+    "ar": "كلب بني يركض عبر العشب المبلل وفي فمه كرة حمراء.",
+    "tr": "Kahverengi bir köpek, ağzında kırmızı bir topla ıslak çimlerin üzerinde koşuyor.",
+    "ru": "Коричневая собака бежит по мокрой траве с красным мячом в зубах.",
+    "cs": "Hnědý pes běží přes mokrou trávu s červeným míčkem v tlamě.",
+    "de": "Ein brauner Hund rennt mit einem roten Ball im Maul über das nasse Gras.",
+    "fr": "Un chien brun court dans l’herbe mouillée avec une balle rouge dans la gueule.",
+    "hr": "Smeđi pas trči po mokroj travi s crvenom loptom u ustima.",
+    "it": "Un cane marrone corre sull’erba bagnata con una palla rossa in bocca.",
+    "ro": "Un câine maro aleargă prin iarba udă cu o minge roșie în gură.",
+    "es": "Un perro marrón corre por la hierba mojada con una pelota roja en la boca.",
+}
 
 
 def llava_row(row_id: str, *turns: str, image: str | list[str] | None = None, **columns) -> dict:

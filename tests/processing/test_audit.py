@@ -8,7 +8,7 @@ import sys
 import datasets
 import pytest
 from PIL import Image
-from test_quality import DOG, TRANSLATIONS
+from tiny_data import DOG, TRANSLATIONS
 
 from parrot_data import DataSource
 from parrot_data.audit import UNDECIDABLE, Audit, audit

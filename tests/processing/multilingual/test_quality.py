@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_data import DOG, TRANSLATIONS
 
 from instructions_parrot import load_instructions
 from parrot_data import languages
@@ -28,21 +29,6 @@ from parrot_data.multilingual.review import COLUMNS, ReviewEntry, apply_correcti
 EMOJI = Path(__file__).parents[3] / "examples" / "emoji" / "data"
 INSTRUCTIONS = load_instructions()
 DEFAULT = QualitySettings()
-DOG = "A brown dog runs across the wet grass with a red ball in its mouth."
-TRANSLATIONS = {
-    "zh": "一只棕色的狗嘴里叼着一个红色的球，在湿漉漉的草地上奔跑。",
-    "pt": "Um cachorro marrom corre pela grama molhada com uma bola vermelha na boca.",
-    "ar": "كلب بني يركض عبر العشب المبلل وفي فمه كرة حمراء.",
-    "tr": "Kahverengi bir köpek, ağzında kırmızı bir topla ıslak çimlerin üzerinde koşuyor.",
-    "ru": "Коричневая собака бежит по мокрой траве с красным мячом в зубах.",
-    "cs": "Hnědý pes běží přes mokrou trávu s červeným míčkem v tlamě.",
-    "de": "Ein brauner Hund rennt mit einem roten Ball im Maul über das nasse Gras.",
-    "fr": "Un chien brun court dans l’herbe mouillée avec une balle rouge dans la gueule.",
-    "hr": "Smeđi pas trči po mokroj travi s crvenom loptom u ustima.",
-    "it": "Un cane marrone corre sull’erba bagnata con una palla rossa in bocca.",
-    "ro": "Un câine maro aleargă prin iarba udă cu o minge roșie în gură.",
-    "es": "Un perro marrón corre por la hierba mojada con una pelota roja en la boca.",
-}
 
 
 def sentences() -> list[tuple[str, str]]:
