@@ -25,6 +25,7 @@ PLACEHOLDERS = {
     "caption": set(),
     "naming": set(),
     "choice": {"options"},
+    "shown": {"name"},
     "riddle": {"keywords"},
     "riddle_choice": {"keywords", "options"},
 }
