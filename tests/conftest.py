@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import tiny_models
 import torch
+from chat_server import Server
 from transformers.utils import logging
 
 
@@ -34,3 +35,18 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def serve():
+    """`serve(behave)` starts a `chat_server.Server`."""
+    servers: list[Server] = []
+
+    def start(behave) -> Server:
+        servers.append(Server(behave))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.shutdown()
+        server.http.server_close()

@@ -79,8 +79,7 @@ def compile_options(options: tuple[tuple[str, str], ...], vocabulary: Vocabulary
         is_clear = not any(contains(other.folded, short.folded) for other in texts.values() if other is not form)
         for one in {form, short} if is_clear else {form}:
             if one.folded:
-                first = one.folded[0]
-                for begin in {first, vocabulary.numbers.get(first, first)} | vocabulary.stems(first):
+                for begin in vocabulary.begins(one.folded[0]):
                     forms.setdefault(begin, []).append(one)
     letters = find_keys([key for key, _ in options], vocabulary)
     return Options(letters, texts, forms, frozenset(negative), verdicts if len(verdicts) == 2 else {})
@@ -115,9 +114,10 @@ def find_texts(text: Text, options: Options) -> list[Mention]:
         end, keys = k + 1, set()
         if not text.silent[k] and not is_compound(text, k, -1):
             fits = [(len(form.folded), grade, form.key) for form, grade in fitting_forms(text, k, options)]
-            length, grade, _ = max(fits, default=(1, 0, ""))
-            keys = {key for *fit, key in fits if fit == [length, grade]}
-            end = k + length
+            if fits:
+                length, grade, _ = max(fits)
+                keys = {key for *fit, key in fits if fit == [length, grade]}
+                end = k + length
         if len(keys) == 1 and not is_compound(text, end - 1, 1) and not is_judgement(text, k, end):
             mentions.append(Mention(keys.pop(), k, end))
         k = end
@@ -127,8 +127,7 @@ def find_texts(text: Text, options: Options) -> list[Mention]:
 def fitting_forms(text: Text, k: int, options: Options) -> list[tuple[Form, int]]:
     """The forms that fit at a place, with their grades."""
     word = text.folded[k]
-    begins = {word, text.own.numbers.get(word, word)} | text.own.stems(word)
-    forms = {form for begin in begins for form in options.forms.get(begin, ())}
+    forms = {form for begin in text.own.begins(word) & options.forms.keys() for form in options.forms[begin]}
     if word in options.letters and word.isdigit():  # a key rather than an amount
         forms = {form for form in forms if form.folded[0] == word}
     return [(form, grade) for form in forms if (grade := grade_form(text, k, form)) is not None]
@@ -145,7 +144,7 @@ def grade_form(text: Text, start: int, form: Form) -> int | None:
             continue
         if word == folded or (numbers.get(word, word) == numbers.get(folded, folded) and is_number(text, k)):
             grade = min(grade, 1)
-        elif text.own.stems(word) & text.own.stems(folded):
+        elif text.lower[k] not in text.little and text.own.stems(word) & text.own.stems(folded):
             grade = 0
         else:
             return None
@@ -211,8 +210,10 @@ def key_of(token: str, text: Text, options: Options) -> str | None:
     """The key that a token stands for; Arabic writes "and" together with a letter."""
     folded = token if token.isascii() else text.own.fold(token)
     token = token if folded.isascii() else folded  # "è" is no option E
+    if token in options.letters:
+        return options.letters[token]
     rest = next((token[len(word) :] for word in text.own.joined_and if token.startswith(word)), "")
-    return options.letters.get(token, options.letters.get(rest))
+    return options.letters.get(rest)
 
 
 def means_option(text: Text, k: int, key: str, options: Options, starts: Mapping[int, str | None]) -> bool:

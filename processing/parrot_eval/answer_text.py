@@ -34,9 +34,11 @@ PLAIN = {
 # Soft hyphens, marks of direction and width, and Arabic vowel signs, which are hardly ever written.
 INVISIBLE = re.compile("[\u00ad\u061c\u064b-\u065f\u0670\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")
 OTHER_DIGIT = re.compile(r"(?![0-9])\d")
+LONGEST = 20_000  # characters
 SENTENCE_ENDS = set(".!?;\n")
 QUOTES, BRACKETS = set("\"'"), set("()[]")
 TURNS = {"but", "therefore", "correction", "as_for"}
+DECIDING = {"answer", "choose", "therefore"}
 VERDICTS = {"yes", "yes_alone", "no", "no_alone"}
 # What may stand right before, and right after, a letter that means an option.
 JUDGING = {"answer", "option", "choose", "or", "not", "wrong", "right", "therefore", "but", "correction", "unsure"}
@@ -45,7 +47,12 @@ CUES_AFTER = JUDGING | {"after_letter"}
 
 
 def final_parts(answer: str) -> Iterator[str]:
-    """What stands in the last box or answer tag, then the whole answer, both as plain text without thoughts."""
+    """
+    What stands in the last box or answer tag, then the whole answer, both as plain text without thoughts.
+
+    Of a very long answer, the end: what it says last counts.
+    """
+    answer = answer[-LONGEST:]
     if "<" in answer:
         answer = THOUGHTS.sub(" ", answer)
     if boxes := FINAL.findall(answer):
@@ -77,6 +84,8 @@ class Text:
         marks: (first token, end, roles) of the words and phrases that have roles; `roles`: those of each token.
         sentence, segment, clause: number of each token's. Segments also begin at "but", "so", "wait", clauses also
             after a comma.
+        in_segment: segment -> all roles in it; `in_clause`: clause -> its marks.
+        first_cue: segment -> end of the first word in it that announces an answer.
         quoted: token -> first token and end of the quotation that it is in.
         silent: whether a token is part of a question, which commits to nothing.
     """
@@ -99,6 +108,14 @@ class Text:
         self.segment: list[int] = []
         self.clause: list[int] = []
         self._divide()
+        self.in_segment: dict[int, set[str]] = {}
+        self.first_cue: dict[int, int] = {}
+        self.in_clause: dict[int, list[tuple[int, int, frozenset[str]]]] = {}
+        for mark in self.marks:
+            self.in_segment.setdefault(self.segment[mark[0]], set()).update(mark[2])
+            if mark[2] & DECIDING:
+                self.first_cue.setdefault(self.segment[mark[0]], mark[1])
+            self.in_clause.setdefault(self.clause[mark[0]], []).append(mark)
         quotes = [k for k, token in enumerate(self.tokens) if token == '"']
         spans = [(one + 1, two) for one, two in zip(quotes[::2], quotes[1::2], strict=False)]
         all_but_quotes = len(self.tokens) - 2
@@ -111,11 +128,13 @@ class Text:
         if own is english:
             return own
         words = [token for token in self.lower if len(token) > 1 or not token.isascii()]  # "A" may be an option
-        in_own, in_english = sum(word in own.little for word in words), sum(word in english.little for word in words)
+        in_own = sum(word in own.words and word not in english.words for word in words)
+        in_english = sum(word in english.words and word not in own.words for word in words)
         # "No." alone is English wherever the language has no such verdict (in Portuguese it is "in the").
         words = [token for token in self.lower if token.isalnum()]
-        is_unknown = len(words) == 1 and not own.longest_phrase(words, [own.fold(words[0])], 0)[1]
-        return english if in_english > in_own or is_unknown else own
+        is_foreign = len(words) == 1 and not own.longest_phrase(words, [own.fold(words[0])], 0)[1] & (VERDICTS | {"verbs"})
+        is_english = is_foreign and bool(english.own.get((words[0],), NOTHING) & VERDICTS)
+        return english if in_english > in_own or is_english else own
 
     def _mark(self) -> None:
         start = 0
@@ -164,7 +183,10 @@ class Text:
 
     def is_end(self, k: int) -> bool:
         """Whether a place is outside the text or holds punctuation."""
-        return not 0 <= k < len(self.tokens) or not self.tokens[k].isalnum()
+        if not 0 <= k < len(self.tokens):
+            return True
+        is_apostrophe = self.tokens[k] == "'" and self.glued[k] and self.glued[k + 1]
+        return not self.tokens[k].isalnum() and not is_apostrophe
 
     def roles_at(self, k: int) -> frozenset[str]:
         return self.roles[k] if 0 <= k < len(self.tokens) else NOTHING

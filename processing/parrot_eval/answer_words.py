@@ -104,8 +104,10 @@ class Vocabulary:
         for number, alternatives in enumerate(words.get("numbers", "").split(",")):
             self.numbers |= {self.fold(word): str(number) for word in split_phrases(alternatives, "/")}
         self.stems = lru_cache(100_000)(self._stems)
+        self.begins = lru_cache(100_000)(self._begins)
         self.own = self._own_phrases(words)
         self.joined_and = tuple(word for word in self.prefixes if "or" in self.own.get((word,), NOTHING))
+        self.words = self.little | {tokens[0] for tokens in self.own if len(tokens) == 1}
         self.phrases: dict[Tokens, dict[Tokens, frozenset[str]]] = {}  # without diacritics -> as written -> roles
         self.lengths: dict[str, list[int]] = {}  # of the phrases that begin with a word, longest first
         self.inflected: dict[str, frozenset[str]] = {}  # stem -> roles
@@ -188,6 +190,10 @@ class Vocabulary:
                 if stem[-2] in self.fleeting:
                     stems.add(stem[:-2] + stem[-1])
         return frozenset(stems)
+
+    def _begins(self, word: str) -> frozenset[str]:
+        """What an option that begins with a folded word is looked up by: the word, its number, its stems."""
+        return self.stems(word) | {word, self.numbers.get(word, word)}
 
     def longest_phrase(self, lower: Sequence[str], folded: Sequence[str], start: int) -> tuple[int, frozenset[str]]:
         """Where the longest phrase that starts at a token ends, and its roles; no roles if there is none."""

@@ -6,7 +6,7 @@ and clauses whose words have roles (`answer_text`). It is searched for options (
 is no result. No line here knows a language; their words are in `answers.yaml`, where native speakers can correct them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from itertools import takewhile
 
@@ -105,15 +105,18 @@ def decide(text: Text, mentions: Sequence[Mention], options: Options) -> str | N
     what is only mentioned, and the last of it counts.
     """
     mentions = sorted(mentions, key=lambda mention: mention.start)
-    groups = [kept for group in group_mentions(text, mentions) if (kept := not_rejected(text, group, mentions, options))]
+    taken = {k for mention in mentions for k in range(mention.start, mention.end)}
+    groups = [kept for group in group_mentions(text, mentions) if (kept := not_rejected(text, group, taken, options))]
     for turn in sorted((start for start, _, roles in text.marks if "correction" in roles), reverse=True):
         if later := [group for group in groups if group[0].start > turn]:
             groups = later
             break
     alone = [group for group in groups if is_alone(text, group)]
-    if len({mention.key for group in alone for mention in group}) > 1:  # a list of the options
-        alone = []
-    verdicts = [group for group in groups if group in alone or is_verdict(text, group, mentions)]
+    if len({mention.key for group in alone for mention in group}) > 1:  # a list of the options, and one of them again
+        listed = {mention.key for group in alone for mention in group if len(group) > 1}
+        alone = [group for group in alone if len(group) == 1 and group[0].is_letter and group[0].key in listed]
+        alone = alone if len({group[0].key for group in alone}) == 1 else []
+    verdicts = [group for group in groups if group in alone or is_verdict(text, group, taken)]
     if not verdicts:
         return agreed(groups, groups)
     last = verdicts[-1][0].start
@@ -152,11 +155,9 @@ def group_mentions(text: Text, mentions: Sequence[Mention]) -> list[list[Mention
     return groups
 
 
-def not_rejected(text: Text, group: list[Mention], mentions: Sequence[Mention], options: Options) -> list[Mention]:
+def not_rejected(text: Text, group: list[Mention], taken: Set[int], options: Options) -> list[Mention]:
     """What is left of a group. "Neither A nor B" rejects both, "not A, B" only the first."""
-    if any(
-        "first_thought" in roles and text.segment[start] == text.segment[group[0].start] for start, _, roles in text.marks
-    ):
+    if "first_thought" in text.in_segment.get(text.segment[group[0].start], ()):
         return []
     parts: list[list[Mention]] = []
     for mention in group:
@@ -165,54 +166,52 @@ def not_rejected(text: Text, group: list[Mention], mentions: Sequence[Mention], 
             parts[-1].append(mention)
         else:
             parts.append([mention])
-    return [mention for part in parts if not is_rejected(text, part, mentions, options) for mention in part]
+    return [mention for part in parts if not is_rejected(text, part, taken, options) for mention in part]
 
 
-def is_rejected(text: Text, group: Sequence[Mention], mentions: Sequence[Mention], options: Options) -> bool:
-    """Whether a clause negates or doubts mentions, or judges them to be wrong."""
+def is_rejected(text: Text, group: Sequence[Mention], taken: Set[int], options: Options) -> bool:
+    """Whether a clause negates or doubts mentions, or judges them to be wrong. No word reaches beyond other mentions."""
     first, last = group[0], group[-1]
-    others = {k for mention in mentions if mention not in group for k in range(mention.start, mention.end)}
     against = {"wrong", "not"}
     if all(not mention.is_letter and mention.key in options.negative for mention in group):
         against = {"wrong"}  # "There is none" chooses "none"
     clause = text.clause[first.start]
     for k in range(first.start - 1, max(first.start - FAR, 0) - 1, -1):
-        if text.clause[k] != clause or k in others or text.own.not_follows:
+        if text.clause[k] != clause or k in taken or text.vocabulary.not_follows:
             break
         if text.roles[k] & against & {"wrong"} or (first.start - k <= NEAR and text.roles[k] & (against | {"unsure"})):
             return True
     clause = text.clause[last.end - 1]
     for k in range(last.end, min(last.end + FAR, len(text.tokens))):
-        if text.clause[k] != clause or k in others:
+        if text.clause[k] != clause or k in taken:
             break
         if "wrong" in text.roles[k]:
             return True
         if k < last.end + NEAR and text.roles[k] & against:  # unless it is about the next one: "A not B"
-            return not any(j in others and text.clause[j] == clause for j in range(k + 1, k + 4))
+            return not any(j in taken and text.clause[j] == clause for j in range(k + 1, k + 4))
     return False
 
 
 def is_alone(text: Text, group: Sequence[Mention]) -> bool:
     """Whether a sentence holds nothing else."""
     inside = {k for mention in group for k in range(mention.start, mention.end)}
-    sentence, start, end = text.sentence[group[0].start], group[0].start, group[0].end
-    while start > 0 and text.sentence[start - 1] == sentence:
-        start -= 1
-    while end < len(text.tokens) and text.sentence[end] == sentence:
-        end += 1
-    return all(k in inside or text.is_end(k) or text.lower[k] in text.little for k in range(start, end))
+    start, sentence = group[0].start, text.sentence[group[0].start]
+    for places in (range(start, len(text.tokens)), range(start - 1, -1, -1)):
+        for k in takewhile(lambda k: text.sentence[k] == sentence, places):
+            if not (k in inside or text.is_end(k) or text.lower[k] in text.little):
+                return False
+    return True
 
 
-def is_verdict(text: Text, group: Sequence[Mention], mentions: Sequence[Mention]) -> bool:
+def is_verdict(text: Text, group: Sequence[Mention], taken: Set[int]) -> bool:
     """Whether something says that this is the answer: before it in the segment, or next to it in the clause."""
-    start, end, clause = group[-1].start, group[-1].end, text.clause[group[-1].end - 1]
-    until = min((mention.start for mention in mentions if mention.start >= end), default=len(text.tokens))
-    return any(
-        (last <= start and text.segment[first] == text.segment[start] and roles & {"answer", "choose", "therefore"})
-        or (last <= start and text.clause[first] == text.clause[start] and "right" in roles)
-        or (end <= first < until and text.clause[first] == clause and roles & {"answer", "choose", "right"})
-        for first, last, roles in text.marks
-    )
+    start, end = group[-1].start, group[-1].end
+    if text.first_cue.get(text.segment[start], len(text.tokens)) <= start:
+        return True
+    if any(last <= start and "right" in roles for _, last, roles in text.in_clause.get(text.clause[start], ())):
+        return True
+    near = takewhile(lambda k: k not in taken, range(end, len(text.tokens)))
+    return any(text.clause[k] == text.clause[end - 1] and text.roles[k] & {"answer", "choose", "right"} for k in near)
 
 
 def read_verdict(text: Text) -> bool | None:
@@ -290,10 +289,4 @@ def is_about_other(text: Text, start: int, verdicts: Sequence[tuple[int, bool]])
         return False
     if not any(text.is_end(k) for k in range(verdicts[-1][0], start)):
         return False  # "of course not"
-    opening = {
-        role
-        for first, _, roles in text.marks
-        if text.segment[first] == text.segment[start] and first <= start
-        for role in roles
-    }
-    return not opening & {"as_for", "correction", "therefore", "answer"}
+    return not text.in_segment[text.segment[start]] & {"as_for", "correction", "therefore", "answer"}
