@@ -26,9 +26,10 @@ from transformers.utils import logging
 
 from parrot_data.images import BadImageError
 from parrot_eval.asking import RANKED, ask, settings_of
-from parrot_eval.benchmarks import KINDS, Benchmark, known_benchmarks, load_benchmark
+from parrot_eval.benchmarks import JUDGED, KINDS, Benchmark, known_benchmarks, load_benchmark
 from parrot_eval.generation import Asker
-from parrot_eval.predictions import Predictions, model_fingerprint
+from parrot_eval.judge import Judge, JudgeError
+from parrot_eval.predictions import Key, Predictions, model_fingerprint
 from parrot_eval.prompts import STYLES
 from parrot_eval.report import write_report
 from parrot_eval.results import Results, results
@@ -62,12 +63,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--skip-bad-images", action="store_true", help="count questions with unreadable images as wrong"
     )
+    parser.add_argument("--judge-url", help="OpenAI-compatible endpoint that rates free answers (LLaVA-Bench)")
+    parser.add_argument("--judge-model", help="as that endpoint calls it")
     parser.add_argument(
         "--score-only", action="store_true", help="score the answers that are there, without the model"
     )
     args = parser.parse_args()
     if not args.list and not (args.model and args.benchmark):
         parser.error("give --model and --benchmark, or --list")
+    if bool(args.judge_url) != bool(args.judge_model):
+        parser.error("give --judge-url and --judge-model together, or neither")
     return args
 
 
@@ -80,7 +85,7 @@ def load_asker(args: argparse.Namespace, state: PartialState) -> Asker:
 
 def evaluate(args: argparse.Namespace, benchmark: Benchmark) -> tuple[Results, Path] | None:
     """Asks and scores; the results in the first process, None in the others."""
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # so that several processes work on CPUs too
     folder = args.output / Path(args.model).name / f"{benchmark.name}-{benchmark.protocol}"
     settings: dict[str, Any] = {
         "model": args.model,
@@ -119,9 +124,26 @@ def evaluate(args: argparse.Namespace, benchmark: Benchmark) -> tuple[Results, P
     keys = [(language, q.index) for language, questions in benchmark.sets.items() for q in questions]
     for predictions in kept.values():
         predictions.finish(keys)
-    found = results(benchmark, settings, kept[""].read(), kept["control"].read() if args.control else None)
+    answers = kept[""].read()
+    ratings, absent = rated(args, benchmark, answers, folder) if benchmark.protocol == JUDGED else (None, "")
+    settings["judge"] = args.judge_model
+    found = results(benchmark, settings, answers, kept["control"].read() if args.control else None, ratings, absent)
     write_report(found, folder)
     return found, folder
+
+
+def rated(
+    args: argparse.Namespace, benchmark: Benchmark, answers: dict[Key, dict[str, Any]], folder: Path
+) -> tuple[dict[Key, tuple[float, float]] | None, str]:
+    """The judge's ratings, or None and why there are none. Answers are kept in either case."""
+    if args.judge_url is None:
+        return None, "free answers are rated by a judge. Give --judge-url and --judge-model; the answers are kept."
+    asked = {(language, q.index): q for language, questions in benchmark.sets.items() for q in questions}
+    texts = {key: answers[key]["answer"] for key in asked}
+    try:
+        return Judge(args.judge_url, args.judge_model).rate(asked, texts, folder / "ratings.jsonl"), ""
+    except JudgeError as error:
+        return None, str(error)
 
 
 def main() -> None:
@@ -144,6 +166,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if evaluated is not None:
         print((evaluated[1] / "report.md").read_text(encoding="utf-8"))
+        if evaluated[0].absent:
+            sys.exit(f"error: no scores, {evaluated[0].absent}")
         print(f"Made: report.md, scores.csv, scores.json and predictions.jsonl in {evaluated[1]}")
 
 

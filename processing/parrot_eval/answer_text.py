@@ -38,7 +38,6 @@ LONGEST = 20_000  # characters
 SENTENCE_ENDS = set(".!?;\n")
 QUOTES, BRACKETS = set("\"'"), set("()[]")
 TURNS = {"but", "therefore", "correction", "as_for"}
-DECIDING = {"answer", "choose", "therefore"}
 VERDICTS = {"yes", "yes_alone", "no", "no_alone"}
 # What may stand right before, and right after, a letter that means an option.
 JUDGING = {"answer", "option", "choose", "or", "not", "wrong", "right", "therefore", "but", "correction", "unsure"}
@@ -85,7 +84,8 @@ class Text:
         sentence, segment, clause: number of each token's. Segments also begin at "but", "so", "wait", clauses also
             after a comma.
         in_segment: segment -> all roles in it; `in_clause`: clause -> its marks.
-        first_cue: segment -> end of the first word in it that announces an answer.
+        first_cue: segment -> end of the first word in it that announces an answer: "answer", "I choose", or "so" at
+            the beginning ("so it is B", but not "so close to").
         quoted: token -> first token and end of the quotation that it is in.
         silent: whether a token is part of a question, which commits to nothing.
     """
@@ -113,7 +113,7 @@ class Text:
         self.in_clause: dict[int, list[tuple[int, int, frozenset[str]]]] = {}
         for mark in self.marks:
             self.in_segment.setdefault(self.segment[mark[0]], set()).update(mark[2])
-            if mark[2] & DECIDING:
+            if mark[2] & {"answer", "choose"} or ("therefore" in mark[2] and self.is_end(mark[0] - 1)):
                 self.first_cue.setdefault(self.segment[mark[0]], mark[1])
             self.in_clause.setdefault(self.clause[mark[0]], []).append(mark)
         quotes = [k for k, token in enumerate(self.tokens) if token == '"']

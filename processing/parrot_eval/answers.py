@@ -6,6 +6,7 @@ and clauses whose words have roles (`answer_text`). It is searched for options (
 is no result. No line here knows a language; their words are in `answers.yaml`, where native speakers can correct them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from itertools import takewhile
@@ -111,12 +112,18 @@ def decide(text: Text, mentions: Sequence[Mention], options: Options) -> str | N
         if later := [group for group in groups if group[0].start > turn]:
             groups = later
             break
-    alone = [group for group in groups if is_alone(text, group)]
+    held = Counter(
+        text.sentence[k]
+        for k, word in enumerate(text.lower)
+        if k in taken or not (text.is_end(k) or word in text.little)
+    )
+    alone = [group for group in groups if held[text.sentence[group[0].start]] == sum(one.end - one.start for one in group)]
     if len({mention.key for group in alone for mention in group}) > 1:  # a list of the options, and one of them again
         listed = {mention.key for group in alone for mention in group if len(group) > 1}
         alone = [group for group in alone if len(group) == 1 and group[0].is_letter and group[0].key in listed]
         alone = alone if len({group[0].key for group in alone}) == 1 else []
-    verdicts = [group for group in groups if group in alone or is_verdict(text, group, taken)]
+    places = {group[0].start for group in alone}
+    verdicts = [group for group in groups if group[0].start in places or is_verdict(text, group, taken)]
     if not verdicts:
         return agreed(groups, groups)
     last = verdicts[-1][0].start
@@ -148,7 +155,7 @@ def group_mentions(text: Text, mentions: Sequence[Mention]) -> list[list[Mention
         is_pair = last.is_letter != mention.is_letter and between and between <= BETWEEN_PAIR
         if is_pair and last.is_letter and last.key != mention.key:
             groups[-1][-1] = Mention(None, last.start, mention.end, is_letter=True)
-        elif is_pair or text.joins(last.end, mention.start):
+        elif is_pair or (not between and mention.key == last.key) or text.joins(last.end, mention.start):
             groups[-1].append(mention)
         else:
             groups.append([mention])
@@ -192,23 +199,13 @@ def is_rejected(text: Text, group: Sequence[Mention], taken: Set[int], options: 
     return False
 
 
-def is_alone(text: Text, group: Sequence[Mention]) -> bool:
-    """Whether a sentence holds nothing else."""
-    inside = {k for mention in group for k in range(mention.start, mention.end)}
-    start, sentence = group[0].start, text.sentence[group[0].start]
-    for places in (range(start, len(text.tokens)), range(start - 1, -1, -1)):
-        for k in takewhile(lambda k: text.sentence[k] == sentence, places):
-            if not (k in inside or text.is_end(k) or text.lower[k] in text.little):
-                return False
-    return True
-
-
 def is_verdict(text: Text, group: Sequence[Mention], taken: Set[int]) -> bool:
     """Whether something says that this is the answer: before it in the segment, or next to it in the clause."""
     start, end = group[-1].start, group[-1].end
     if text.first_cue.get(text.segment[start], len(text.tokens)) <= start:
         return True
-    if any(last <= start and "right" in roles for _, last, roles in text.in_clause.get(text.clause[start], ())):
+    cues = {"right", "therefore"} if group[-1].is_letter else {"right"}
+    if any(last <= start and roles & cues for _, last, roles in text.in_clause.get(text.clause[start], ())):
         return True
     near = takewhile(lambda k: k not in taken, range(end, len(text.tokens)))
     return any(text.clause[k] == text.clause[end - 1] and text.roles[k] & {"answer", "choose", "right"} for k in near)
@@ -241,11 +238,12 @@ def read_verdict(text: Text) -> bool | None:
         return verdicts[-1][1]
     if any("unsure" in roles for _, _, roles in text.marks):
         return None
-    negated = any(
-        "not" in roles and not text.silent[start] and start not in text.quoted and text.segment[start] not in doubted
-        for start, _, roles in text.marks
-    )
-    return False if negated else None
+    for start, _, roles in text.marks:
+        is_name = text.tokens[start][0].isupper() and not text.tokens[start].isupper() and not text.is_end(start - 1)
+        is_meant = not (is_name or text.silent[start] or start in text.quoted or text.segment[start] in doubted)
+        if "not" in roles and is_meant:  # but not the sign "No Parking"
+            return False
+    return None
 
 
 def is_said(text: Text, start: int, end: int, roles: frozenset[str], cue: frozenset[str]) -> bool:

@@ -18,6 +18,7 @@ from parrot_eval.scores import NON_ENGLISH, Score
 SHOWN = {  # measures that the first table of a report shows; the others are in the CSV
     "mme": ("perception", "cognition"),
     "pope": ("mean F1", "accuracy", "precision", "recall", "yes ratio"),
+    "judged": ("relative score", "conv", "detail", "complex"),
 }
 PROTOCOLS = {
     "choice": "accuracy",
@@ -26,6 +27,7 @@ PROTOCOLS = {
     "yes_no_pairs": "Yes/No pairs (PARROT, section 3.3): a question counts if both of its Yes/No questions are answered rightly",
     "mme": "MME: accuracy + accuracy+ of each subtask, added up",
     "pope": "POPE: F1 and its parts; mean F1 is that of the settings",
+    "judged": "a judge's ratings of the answers, in per cent of its ratings of the reference answers",
 }
 
 
@@ -75,7 +77,7 @@ def rows(results: Results) -> Iterator[list[Any]]:
 def markdown(results: Results) -> str:
     settings = results.settings
     protocol = settings["protocol"]
-    first = next(iter(next(iter(results.scores.values()))))
+    first = next(iter(next(iter(results.scores.values()), SHOWN.get(protocol, ("accuracy",)))))
     counts = " ".join(f"{language} {rates['answers']:.0f}" for language, rates in results.rates.items())
     lines = [
         f"# {results.title}: {settings['model']}",
@@ -85,9 +87,12 @@ def markdown(results: Results) -> str:
         f"{settings['max_new_tokens']} tokens.",
         f"- Questions: {counts}. Model: {settings['model_fingerprint']}.",
         "",
-        main_table(results, SHOWN.get(protocol, (first,))),
+        f"**No scores: {results.absent}**" if results.absent else main_table(results, SHOWN.get(protocol, (first,))),
         "",
-        "Unread: answers in which no option, yes or no was found; they count as wrong. Other language: of the answers "
+        "Unread: answers without a rating. Other language: of the answers whose language can be told (in brackets how "
+        f"many), those not in the question's. Judge: {settings.get('judge', 'none')}."
+        if protocol == "judged"
+        else "Unread: answers in which no option, yes or no was found; they count as wrong. Other language: of the answers "
         "whose language can be told (in brackets how many), those not in the question's. VLMEvalKit: the same answers as "
         "its exact matching reads them.",
     ]
@@ -104,12 +109,13 @@ def markdown(results: Results) -> str:
 
 def main_table(results: Results, measures: Sequence[str]) -> str:
     primary = measures[0]
-    heads = ["language", *measures, f"{primary}, VLMEvalKit"]
+    measures = [name for name in measures if all(name in found for found in results.scores.values())]
+    heads = ["language", *measures, *([f"{primary}, VLMEvalKit"] if results.kit else [])]
     heads += [f"{primary}, other pictures"] * bool(results.control) + ["unread, %", "other language, %"]
     body = []
     for language, found in results.scores.items():
         cells = [language, *(with_interval(found[measure]) for measure in measures)]
-        cells.append(f"{results.kit[language][primary].value:.1f}")
+        cells += [f"{results.kit[language][primary].value:.1f}"] if results.kit else []
         cells += [f"{results.control[language][primary].value:.1f}"] if results.control else []
         if rates := results.rates.get(language):
             told = (

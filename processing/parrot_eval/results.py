@@ -7,7 +7,7 @@ from typing import Any
 
 from parrot_data.languages import language_of, same_language
 from parrot_eval.answers import parse_choice, parse_yes_no
-from parrot_eval.benchmarks import Benchmark
+from parrot_eval.benchmarks import JUDGED, Benchmark
 from parrot_eval.harness import kit_choice, kit_yes_no
 from parrot_eval.predictions import Key
 from parrot_eval.prompts import load_wording
@@ -28,6 +28,7 @@ class Results:
         kit: the same answers as VLMEvalKit reads them.
         likelihood: {how options were ranked: scores}, if they were.
         control: scores with the pictures of other questions, if that was asked.
+        absent: why there are no scores, if a judge did not give any.
         parts: {"category" and so on: {part: scores}}.
         rates: {language: {rate: per cent}} of answers, and their number.
         disagreements: answers that the harness reads otherwise: {language, index, answer, read, kit}.
@@ -42,6 +43,7 @@ class Results:
     likelihood: dict[str, Table] = field(default_factory=dict)
     control: Table = field(default_factory=dict)
     disagreements: list[dict[str, Any]] = field(default_factory=list)
+    absent: str = ""
 
 
 def read_answer(question: Question, answer: str) -> Read:
@@ -112,11 +114,14 @@ def results(
     settings: Mapping[str, Any],
     predictions: Mapping[Key, Mapping[str, Any]],
     control: Mapping[Key, Mapping[str, Any]] | None = None,
+    ratings: Mapping[Key, tuple[float, float]] | None = None,
+    absent: str = "",
 ) -> Results:
     """
     Args:
         predictions: {(language, index): {"answer": text, "likelihoods": {kind: {candidate: [log-probability, tokens]}}}}.
         control: the same, of questions that were put to other questions' pictures.
+        ratings: of free answers, by a judge (see `judge`); None if there are none, and `absent` says why.
 
     Raises:
         ValueError: an answer is missing.
@@ -125,6 +130,12 @@ def results(
     if missing := [key for key in asked if key not in predictions]:
         raise ValueError(f"{len(missing)} of {len(asked)} questions have no answer, the first: {missing[0]}.")
     answers = {key: str(predictions[key]["answer"]) for key in asked}
+    if benchmark.protocol == JUDGED:
+        rated: dict[Key, Read] = {key: (ratings or {}).get(key) for key in asked}
+        scored = {} if ratings is None else score(benchmark, rated)
+        return Results(
+            dict(settings), benchmark.title, scored, {}, rates(benchmark, answers, rated, rated), absent=absent
+        )
     readings = {key: read_answer(question, answers[key]) for key, question in asked.items()}
     kit = {key: kit_reading(question, answers[key]) for key, question in asked.items()}
     found = Results(
