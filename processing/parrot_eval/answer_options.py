@@ -112,7 +112,8 @@ def find_texts(text: Text, options: Options) -> list[Mention]:
     mentions, k = [], 0
     while k < len(text.tokens):
         end, keys = k + 1, set()
-        if not text.silent[k] and not is_compound(text, k, -1):
+        is_letter_word = text.tokens[k].islower() and text.lower[k] in text.vocabulary.letters
+        if not (text.silent[k] or is_letter_word or is_compound(text, k, -1)):
             fits = [(len(form.folded), grade, form.key) for form, grade in fitting_forms(text, k, options)]
             if fits:
                 length, grade, _ = max(fits)
@@ -142,9 +143,11 @@ def grade_form(text: Text, start: int, form: Form) -> int | None:
         word, numbers = text.folded[k], text.own.numbers
         if text.lower[k] == lower:
             continue
+        if text.lower[k] in text.little:  # not inflected, and without diacritics another word (Spanish té, te)
+            return None
         if word == folded or (numbers.get(word, word) == numbers.get(folded, folded) and is_number(text, k)):
             grade = min(grade, 1)
-        elif text.lower[k] not in text.little and text.own.stems(word) & text.own.stems(folded):
+        elif text.own.stems(word) & text.own.stems(folded):
             grade = 0
         else:
             return None
@@ -183,22 +186,32 @@ def find_letters(text: Text, options: Options, texts: Sequence[Mention]) -> list
     """Where letters stand that mean options, rather than words ("a", "y"), parts of names or quantities."""
     taken = {k for mention in texts for k in range(mention.start, mention.end)}
     starts = {mention.start: mention.key for mention in texts}
+    letters = [
+        Mention(key, k, k + 1, is_letter=True)
+        for k, token in enumerate(text.lower)
+        if (key := key_of(token, text, options)) is not None and k not in taken and not text.silent[k]
+        if "other_sense" not in text.roles[k] and not is_part(text, k, options)
+    ]
+    items = [letter for letter in letters if is_item(text, letter.start)]
+    if len({item.key for item in items}) < 2:
+        items = []
     found: list[Mention] = []
     doubtful: Mention | None = None
-    for k, token in enumerate(text.lower):
-        key = key_of(token, text, options)
-        if key is None or k in taken or text.silent[k] or "other_sense" in text.roles[k] or is_part(text, k, options):
-            continue
-        letter = Mention(key, k, k + 1, is_letter=True)
-        if means_option(text, k, key, options, starts):
+    for letter in letters:
+        if letter in items or means_option(text, letter.start, letter.key, options, starts):
             # In "könnten A oder B" the second makes clear what the first is.
-            found += [doubtful] if doubtful and is_listed(text, doubtful, k) else []
+            found += [doubtful] if doubtful and is_listed(text, doubtful, letter.start) else []
             found.append(letter)
-        elif found and is_listed(text, found[-1], k):
+        elif found and is_listed(text, found[-1], letter.start):
             found.append(letter)
         else:
             doubtful = letter
     return found
+
+
+def is_item(text: Text, k: int) -> bool:
+    """Whether a letter looks like one in a list: "A. ... B. ..."."""
+    return not text.glued[k] and not text.tokens[k].islower() and text.tokens[k + 1 : k + 2] in (["."], [")"], [":"])
 
 
 def is_listed(text: Text, letter: Mention, k: int) -> bool:
@@ -216,7 +229,7 @@ def key_of(token: str, text: Text, options: Options) -> str | None:
     return options.letters.get(rest)
 
 
-def means_option(text: Text, k: int, key: str, options: Options, starts: Mapping[int, str | None]) -> bool:
+def means_option(text: Text, k: int, key: str | None, options: Options, starts: Mapping[int, str | None]) -> bool:
     """Whether a letter means an option, from what stands before and after it."""
     token, is_word = text.tokens[k], text.lower[k] in text.vocabulary.letters
     its_text = starts.get(text.skip(k + 1, 1, AFTER_ITEM), "") == key

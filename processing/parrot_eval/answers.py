@@ -226,13 +226,13 @@ def read_verdict(text: Text) -> bool | None:
             continue
         read = end
         cue = text.roles_at(text.skip(start - 1, -1, QUOTES | {":"}))
-        is_quoted = start in text.quoted and not cue & {"answer", "therefore"}
-        if text.silent[start] or text.segment[start] in doubted or is_quoted:
+        if text.silent[start] or text.segment[start] in doubted:
             continue
         says_yes = not roles & {"no", "no_alone", "wrong"} and not is_negated(text, start, end)
         if verdicts and verdicts[-1][1] != says_yes and text.is_end(end) and is_either(text, verdicts[-1][0], start):
             return None
-        if is_said(text, start, end, roles, cue) and not is_about_other(text, start, verdicts):
+        is_quoted = start in text.quoted and not cue & {"answer", "therefore"}
+        if is_said(text, start, end, roles, cue) and not is_quoted and not is_about_other(text, start, verdicts):
             verdicts.append((start, says_yes))
     if verdicts:
         return verdicts[-1][1]
@@ -248,12 +248,12 @@ def read_verdict(text: Text) -> bool | None:
 
 def is_said(text: Text, start: int, end: int, roles: frozenset[str], cue: frozenset[str]) -> bool:
     """Whether words for yes or no stand where they are meant so: see `yes`, `yes_alone`, `verbs` in answers.yaml."""
-    begins, ends = text.is_end(start - 1), text.is_end(end)
+    begins, ends = text.is_end(start - 1), text.is_end(end) and text.tokens[end : end + 1] not in (['"'], ["("])
     follows = bool(cue & {"answer", "therefore", "that", "but", "correction"})
     if roles & {"yes", "no"}:
         return begins or ends or follows
     is_first = not any(token.isalnum() for token in text.tokens[:start])
-    is_short = start <= 2 and text.clause[start] == 0  # "Cats no, but dogs"
+    is_short = start <= 2 and text.clause[start] == 0 and "verbs" not in roles  # "Cats no, but dogs"
     if roles & VERDICTS and ends and (begins or follows or is_short):
         return True
     if roles & {"right", "wrong"} and ends and judged_answer(text, start) is not None:
