@@ -303,8 +303,9 @@ def find_ordinals(text: Text, options: Options) -> list[Mention]:
         return mentions
     for k, word in enumerate(text.folded):
         number = text.own.numbers.get(word, word)
-        if "option" in text.roles_at(k - 1) and number.isdecimal() and len(number) < 3 and not text.silent[k]:
-            mentions += [Mention(key, k, k + 1) for key in keys[int(number) - 1 : int(number)]]
+        is_place = number.isdecimal() and len(number) < 3 and (word == number or number != "1")  # not "one sentence"
+        if is_place and "option" in text.roles_at(k - 1) and not text.silent[k]:
+            mentions += [Mention(key, k, k + 1) for key in keys[max(int(number) - 1, 0) : int(number)]]
     return mentions
 
 

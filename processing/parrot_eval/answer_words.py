@@ -200,10 +200,10 @@ class Vocabulary:
         for length in self.lengths.get(folded[start], ()):
             words = tuple(folded[start : start + length])
             if len(words) == length and (found := self.phrases.get(words)):
-                roles = found.get(tuple(lower[start : start + length]))
-                # Without its diacritics a short word may be another one (Spanish sí and si).
-                if roles is None and not (length == 1 and lower[start] in self.little):
-                    roles = next(iter(found.values()))
+                written = tuple(lower[start : start + length])
+                roles = found.get(written)
+                if roles is None and not (length == 1 and written[0] in self.little):
+                    roles = next((roles for tokens, roles in found.items() if is_spelling(written, tokens)), None)
                 if roles is not None:
                     return start + length, roles
         word = folded[start]
@@ -211,6 +211,14 @@ class Vocabulary:
             return start + 1, frozenset({"not"})
         stems = self.stems(word) if len(word) > SHORTEST_STEM else ()
         return start + 1, next((self.inflected[stem] for stem in stems if stem in self.inflected), NOTHING)
+
+
+def is_spelling(written: Sequence[str], tokens: Tokens) -> bool:
+    """Whether words may be others without their diacritics. Those with diacritics that the others lack are not (dă, da)."""
+    return all(
+        word == token or word.isascii() or word >= "\u0250" or not token.isascii()
+        for word, token in zip(written, tokens, strict=True)
+    )
 
 
 def contains(whole: Tokens, part: Tokens) -> bool:

@@ -278,7 +278,11 @@ def judged_answer(text: Text, start: int) -> int | None:
 def is_either(text: Text, one: int, other: int) -> bool:
     """Whether yes and no are joined: "yes and no", "oui ou non"."""
     between = range(one + 1, other)
-    return any("or" in text.roles[k] for k in between) and all(text.is_end(k) or "or" in text.roles[k] for k in between)
+    against = VERDICTS | {"not"}
+    return any("or" in text.roles[k] for k in between) and all(
+        text.is_end(k) or "or" in text.roles[k] or (text.lower[k] in text.little and not text.roles[k] & against)
+        for k in between
+    )
 
 
 def is_about_other(text: Text, start: int, verdicts: Sequence[tuple[int, bool]]) -> bool:
