@@ -143,7 +143,7 @@ def grade_form(text: Text, start: int, form: Form) -> int | None:
         word, numbers = text.folded[k], text.own.numbers
         if text.lower[k] == lower:
             continue
-        if text.lower[k] in text.little:  # not inflected, and without diacritics another word (Spanish té, te)
+        if text.lower[k] in text.little and word not in numbers:  # not inflected, and without diacritics another word (Spanish té, te)
             return None
         if word == folded or (numbers.get(word, word) == numbers.get(folded, folded) and is_number(text, k)):
             grade = min(grade, 1)
@@ -247,7 +247,7 @@ def means_option(text: Text, k: int, key: str | None, options: Options, starts: 
     if token.islower():
         opens = begins and (before < 0 or text.tokens[before] in "\n:=" or in_brackets)
         closes = text.skip(after, 1, SENTENCE_ENDS) >= len(text.tokens) and "before_letter" in roles_before
-        return ends and (is_named or opens or closes)
+        return ends and text.tokens[k + 1 : k + 2] not in (["("], ["["], ['"']) and (is_named or opens or closes)
     is_cued = begins or is_named or bool(roles_before & CUES_BEFORE)
     if not is_cued:
         return in_brackets and text.tokens[k - 1] in "(["
@@ -257,7 +257,7 @@ def means_option(text: Text, k: int, key: str | None, options: Options, starts: 
     is_listed = after < further < len(text.tokens) and key_of(text.lower[further], text, options) is not None
     if ends or in_brackets or is_listed or (roles_after & {"option", "answer"} and not (is_word and begins)):
         return True
-    if is_word:  # "A is correct", but "A correct answer"
+    if is_word and not is_named:  # "A is correct", but "A correct answer"
         judged = text.skip(after, 1, text.little)
         return "after_letter" in roles_after and bool(text.roles_at(judged) & {"right", "wrong", "answer", "option"})
     return is_named or bool(roles_after & CUES_AFTER)
@@ -296,8 +296,10 @@ def find_ordinals(text: Text, options: Options) -> list[Mention]:
         if place is None or text.silent[start] or place >= len(keys):
             continue
         before, after = text.skip(start - 1, -1, text.little), text.skip(end, 1, text.little)
-        is_alone = text.is_end(before) and text.is_end(after)
-        if is_alone or (text.roles_at(before) | text.roles_at(after)) & {"option", "answer"}:
+        beside = text.roles_at(before) | text.roles_at(after)
+        if text.is_end(after):  # "The answer is the second"
+            beside |= {role for _, _, others in text.in_clause[text.clause[start]] for role in others}
+        if (text.is_end(before) and text.is_end(after)) or beside & {"option", "answer"}:
             mentions.append(Mention(keys[place], start, end))
     if any(word[:1].isdigit() for form in options.texts.values() for word in (form.key, *form.folded)):
         return mentions

@@ -38,11 +38,12 @@ LONGEST = 20_000  # characters
 SENTENCE_ENDS = set(".!?;\n")
 QUOTES, BRACKETS = set("\"'"), set("()[]")
 TURNS = {"but", "therefore", "correction", "as_for"}
-VERDICTS = {"yes", "yes_alone", "no", "no_alone"}
+VERDICTS = {"yes", "surely", "yes_alone", "no", "no_alone"}
 # What may stand right before, and right after, a letter that means an option.
 JUDGING = {"answer", "option", "choose", "or", "not", "wrong", "right", "therefore", "but", "correction", "unsure"}
 CUES_BEFORE = JUDGING | {"before_letter", "first_thought", "that"}
 CUES_AFTER = JUDGING | {"after_letter"}
+CUES = CUES_BEFORE | CUES_AFTER
 
 
 def final_parts(answer: str) -> Iterator[str]:
@@ -143,11 +144,12 @@ class Text:
             if roles:
                 self.marks.append((start, end, roles))
                 self.roles[start:end] = [roles] * (end - start)
-            # "is correct" says yes, and the word "correct" in it judges an option.
-            for k in range(start, end) if end - start > 1 and roles & VERDICTS else ():
+            # "is correct" says yes, and in it "correct" judges an option.
+            hidden = {"not"} if roles & VERDICTS else set()
+            for k in range(start, end) if end - start > 1 and roles & (VERDICTS | {"before_letter"}) else ():
                 _, inner = self.vocabulary.longest_phrase(self.lower[k : k + 1], self.folded[k : k + 1], 0)
-                self.marks.append((k, k + 1, (inner & CUES_AFTER) - {"not"}))
-                self.roles[k] |= (inner & (CUES_BEFORE | CUES_AFTER)) - {"not"}
+                self.marks.append((k, k + 1, (inner & CUES) - hidden))
+                self.roles[k] |= (inner & CUES) - hidden
             start = end
 
     def _divide(self) -> None:
@@ -203,6 +205,8 @@ class Text:
         for k in range(start, end):
             is_joint = self.tokens[k] in ",/&+" or "or" in self.roles[k]
             found |= is_joint
+            if "not" in self.roles[k] and not is_joint:
+                return False
             if not (is_joint or self.tokens[k] in QUOTES | BRACKETS or self.lower[k] in self.little):
                 return False
         return found

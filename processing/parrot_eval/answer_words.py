@@ -11,7 +11,7 @@ from typing import Any
 
 ROLES = (
     "answer option choose before_letter after_letter or right wrong therefore but as_for correction first_thought unsure "
-    "that other_sense yes yes_alone no no_alone verbs not question"
+    "that other_sense yes surely yes_alone no no_alone verbs not question"
 ).split()
 FORMS = (
     "little endings prefixes changes vowels fleeting spellings numbers counters ordinals last not_endings not_prefix tags"
@@ -130,7 +130,7 @@ class Vocabulary:
         # "is not there" negates a statement as well as "not" does.
         negations = [tokens for tokens, roles in result.items() if "not" in roles]
         for tokens, roles in result.items():
-            if roles & {"no", "no_alone"} and any(contains(tokens, negation) for negation in negations):
+            if roles & {"no", "no_alone", "before_letter", "after_letter"} and any(contains(tokens, negation) for negation in negations):
                 result[tokens] = roles | {"not"}
         return result
 
@@ -209,7 +209,7 @@ class Vocabulary:
         word = folded[start]
         if self.not_endings and word.endswith(self.not_endings):
             return start + 1, frozenset({"not"})
-        stems = self.stems(word) if len(word) > SHORTEST_STEM else ()
+        stems = self.stems(word) if len(word) > SHORTEST_STEM and word not in self.numbers else ()
         return start + 1, next((self.inflected[stem] for stem in stems if stem in self.inflected), NOTHING)
 
 

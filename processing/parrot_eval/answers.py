@@ -8,6 +8,7 @@ is no result. No line here knows a language; their words are in `answers.yaml`, 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 
@@ -164,7 +165,8 @@ def group_mentions(text: Text, mentions: Sequence[Mention]) -> list[list[Mention
 
 def not_rejected(text: Text, group: list[Mention], taken: Set[int], options: Options) -> list[Mention]:
     """What is left of a group. "Neither A nor B" rejects both, "not A, B" only the first."""
-    if "first_thought" in text.in_segment.get(text.segment[group[0].start], ()):
+    said_before = text.in_segment.get(text.segment[group[0].start], set())
+    if "first_thought" in said_before and "correction" not in said_before:  # "sorry, I wanted to say B"
         return []
     parts: list[list[Mention]] = []
     for mention in group:
@@ -192,7 +194,7 @@ def is_rejected(text: Text, group: Sequence[Mention], taken: Set[int], options: 
     for k in range(last.end, min(last.end + FAR, len(text.tokens))):
         if text.clause[k] != clause or k in taken:
             break
-        if "wrong" in text.roles[k]:
+        if text.roles[k] & {"wrong", "no"}:
             return True
         if k < last.end + NEAR and text.roles[k] & against:  # unless it is about the next one: "A not B"
             return not any(j in taken and text.clause[j] == clause for j in range(k + 1, k + 4))
@@ -208,7 +210,16 @@ def is_verdict(text: Text, group: Sequence[Mention], taken: Set[int]) -> bool:
     if any(last <= start and roles & cues for _, last, roles in text.in_clause.get(text.clause[start], ())):
         return True
     near = takewhile(lambda k: k not in taken, range(end, len(text.tokens)))
-    return any(text.clause[k] == text.clause[end - 1] and text.roles[k] & {"answer", "choose", "right"} for k in near)
+    return any(text.clause[k] == text.clause[end - 1] and text.roles[k] & {"answer", "choose", "right", "yes"} for k in near)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Where a text says yes or no; `is_plain` unless the word has other uses ("of course", "there is")."""
+
+    start: int
+    says_yes: bool
+    is_plain: bool
 
 
 def read_verdict(text: Text) -> bool | None:
@@ -219,23 +230,28 @@ def read_verdict(text: Text) -> bool | None:
     yes"). Without such a word, a negation says no.
     """
     doubted = {text.segment[start] for start, _, roles in text.marks if roles & {"unsure", "first_thought"}}
-    verdicts: list[tuple[int, bool]] = []
+    verdicts: list[Verdict] = []
+    last: Verdict | None = None  # said or not
     read = 0  # up to here; what follows before it is a part of a longer phrase
     for start, end, roles in text.marks:
         if start < read or not roles & (VERDICTS | {"verbs", "right", "wrong"}):
             continue
         read = end
-        cue = text.roles_at(text.skip(start - 1, -1, QUOTES | {":"}))
         if text.silent[start] or text.segment[start] in doubted:
             continue
-        says_yes = not roles & {"no", "no_alone", "wrong"} and not is_negated(text, start, end)
-        if verdicts and verdicts[-1][1] != says_yes and text.is_end(end) and is_either(text, verdicts[-1][0], start):
-            return None
+        says_no, negated = bool(roles & {"no", "no_alone", "wrong"}), is_negated(text, start, end)
+        says_yes = negated and "wrong" in roles if says_no else not negated
+        if last and last.says_yes != says_yes and text.is_end(end) and is_either(text, last.start, start):
+            verdicts = [verdict for verdict in verdicts if verdict != last]
+            doubted.add(text.segment[start])
+            continue
+        last = Verdict(start, says_yes, bool(roles & {"yes", "no", "no_alone"}))
+        cue = text.roles_at(text.skip(start - 1, -1, QUOTES | {":"}))
         is_quoted = start in text.quoted and not cue & {"answer", "therefore"}
-        if is_said(text, start, end, roles, cue) and not is_quoted and not is_about_other(text, start, verdicts):
-            verdicts.append((start, says_yes))
+        if is_said(text, start, end, roles, cue) and not is_quoted and not (verdicts and is_about_other(text, last, verdicts[-1])):
+            verdicts.append(last)
     if verdicts:
-        return verdicts[-1][1]
+        return verdicts[-1].says_yes
     if any("unsure" in roles for _, _, roles in text.marks):
         return None
     for start, _, roles in text.marks:
@@ -252,8 +268,12 @@ def is_said(text: Text, start: int, end: int, roles: frozenset[str], cue: frozen
     follows = bool(cue & {"answer", "therefore", "that", "but", "correction"})
     if roles & {"yes", "no"}:
         return begins or ends or follows
+    if "surely" in roles and begins:
+        clause = takewhile(lambda k: text.clause[k] == text.clause[start], range(end, len(text.tokens)))
+        return ends or not any(text.roles[k] & {"not", "no", "no_alone"} for k in clause)
     is_first = not any(token.isalnum() for token in text.tokens[:start])
     is_short = start <= 2 and text.clause[start] == 0 and "verbs" not in roles  # "Cats no, but dogs"
+    is_short = is_short or "as_for" in text.in_segment[text.segment[start]]
     if roles & VERDICTS and ends and (begins or follows or is_short):
         return True
     if roles & {"right", "wrong"} and ends and judged_answer(text, start) is not None:
@@ -285,10 +305,11 @@ def is_either(text: Text, one: int, other: int) -> bool:
     )
 
 
-def is_about_other(text: Text, start: int, verdicts: Sequence[tuple[int, bool]]) -> bool:
+def is_about_other(text: Text, verdict: Verdict, earlier: Verdict) -> bool:
     """Whether a verdict only explains one before it in the sentence ("yes, none") or contrasts with it."""
-    if not verdicts or text.sentence[verdicts[-1][0]] != text.sentence[start]:
-        return False
-    if not any(text.is_end(k) for k in range(verdicts[-1][0], start)):
+    between = range(earlier.start, verdict.start)
+    if text.sentence[earlier.start] != text.sentence[verdict.start] or not any(text.is_end(k) for k in between):
         return False  # "of course not"
-    return not text.in_segment[text.segment[start]] & {"as_for", "correction", "therefore", "answer"}
+    if not earlier.is_plain and not verdict.says_yes:  # "of course, no"
+        return False
+    return not text.in_segment[text.segment[verdict.start]] & {"as_for", "correction", "therefore", "answer"}
