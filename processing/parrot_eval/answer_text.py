@@ -165,7 +165,7 @@ class Text:
             # "B." is an item of a list or an abbreviation, but ends "The answer is B."
             if token in SENTENCE_ENDS and not (token == "." and after_letter and not self.roles_at(k - 2) & CUES_BEFORE):
                 sentence, segment, clause = sentence + 1, segment + 1, clause + 1
-            elif token == "," or (token == ":" and not after_letter):
+            elif token == "," or (token == ":" and not (after_letter or "option" in self.roles_at(k - 1))):
                 clause += 1
 
     def _silence_questions(self) -> None:

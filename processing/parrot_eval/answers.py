@@ -247,7 +247,7 @@ def read_verdict(text: Text) -> bool | None:
             continue
         last = Verdict(start, says_yes, bool(roles & {"yes", "no", "no_alone"}))
         cue = text.roles_at(text.skip(start - 1, -1, QUOTES | {":"}))
-        is_quoted = start in text.quoted and not cue & {"answer", "therefore"}
+        is_quoted = start in text.quoted and not cue & {"therefore"} and judged_answer(text, start) is None
         if is_said(text, start, end, roles, cue) and not is_quoted and not (verdicts and is_about_other(text, last, verdicts[-1])):
             verdicts.append(last)
     if verdicts:
@@ -264,8 +264,10 @@ def read_verdict(text: Text) -> bool | None:
 
 def is_said(text: Text, start: int, end: int, roles: frozenset[str], cue: frozenset[str]) -> bool:
     """Whether words for yes or no stand where they are meant so: see `yes`, `yes_alone`, `verbs` in answers.yaml."""
-    begins, ends = text.is_end(start - 1), text.is_end(end) and text.tokens[end : end + 1] not in (['"'], ["("])
-    follows = bool(cue & {"answer", "therefore", "that", "but", "correction"})
+    begins, ends = text.is_end(start - 1), text.is_end(end)
+    if text.tokens[end : end + 1] in (['"'], ["("]) and text.quoted.get(start) != (start, end):
+        ends = False
+    follows = bool(cue & {"answer", "therefore", "that", "but", "correction"} or "answer" in text.roles_at(end))
     if roles & {"yes", "no"}:
         return begins or ends or follows
     if "surely" in roles and begins:
