@@ -143,7 +143,9 @@ def grade_form(text: Text, start: int, form: Form) -> int | None:
         word, numbers = text.folded[k], text.own.numbers
         if text.lower[k] == lower:
             continue
-        if text.lower[k] in text.little and word not in numbers:  # not inflected, and without diacritics another word (Spanish té, te)
+        if (
+            text.lower[k] in text.little and word not in numbers
+        ):  # not inflected, and without diacritics another word (Spanish té, te)
             return None
         if word == folded or (numbers.get(word, word) == numbers.get(folded, folded) and is_number(text, k)):
             grade = min(grade, 1)
@@ -242,7 +244,9 @@ def means_option(text: Text, k: int, key: str | None, options: Options, starts: 
     after = text.skip(k + ending, 1, QUOTES | {")", "]"})
     roles_before, roles_after = text.roles_at(before), text.roles_at(after)
     begins, ends = text.is_end(before), text.is_end(after) or text.folded[after] == text.folded[k]
-    is_named = bool(roles_before & {"answer", "option", "choose"}) or (before >= 0 and text.folded[before] == text.folded[k])
+    is_named = bool(roles_before & {"answer", "option", "choose"}) or (
+        before >= 0 and text.folded[before] == text.folded[k]
+    )
     in_brackets = text.tokens[k + 1 : k + 2] in ([")"], ["]"])
     if token.islower():
         opens = begins and (before < 0 or text.tokens[before] in "\n:=" or in_brackets)
@@ -327,10 +331,16 @@ def find_partly(text: Text, options: Options) -> list[Mention]:
     said = set().union(*heard.values())
     # The unit of all amounts tells nothing, but an answer with several numbers may be about other amounts.
     common = set.intersection(*words.values()) if sum(word[:1].isdigit() for word in text.folded) < 2 else set()
-    told = {key: {word for word in own - common if ({word} | text.own.stems(word)) & said} for key, own in words.items()}
+    told = {
+        key: {word for word in own - common if ({word} | text.own.stems(word)) & said} for key, own in words.items()
+    }
     best = max(told, key=lambda key: len(told[key]))
     is_most = len(words[best]) > 1 and 3 * len(told[best]) >= 2 * len(words[best] - common)
     if not told[best] or not is_most or any(not told[key] < told[best] for key in told if key != best):
         return []
-    place = next(k for k, forms in heard.items() if forms & {stem for word in told[best] for stem in (word, *text.own.stems(word))})
+    place = next(
+        k
+        for k, forms in heard.items()
+        if forms & {stem for word in told[best] for stem in (word, *text.own.stems(word))}
+    )
     return [Mention(best, place, place + 1)]

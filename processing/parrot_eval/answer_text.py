@@ -133,7 +133,9 @@ class Text:
         in_english = sum(word in english.words and word not in own.words for word in words)
         # "No." alone is English wherever the language has no such verdict (in Portuguese it is "in the").
         words = [token for token in self.lower if token.isalnum()]
-        is_foreign = len(words) == 1 and not own.longest_phrase(words, [own.fold(words[0])], 0)[1] & (VERDICTS | {"verbs"})
+        is_foreign = len(words) == 1 and not own.longest_phrase(words, [own.fold(words[0])], 0)[1] & (
+            VERDICTS | {"verbs"}
+        )
         is_english = is_foreign and bool(english.own.get((words[0],), NOTHING) & VERDICTS)
         return english if in_english > in_own or is_english else own
 
@@ -163,7 +165,9 @@ class Text:
             self.clause.append(clause)
             after_letter = k > 0 and len(self.tokens[k - 1]) == 1
             # "B." is an item of a list or an abbreviation, but ends "The answer is B."
-            if token in SENTENCE_ENDS and not (token == "." and after_letter and not self.roles_at(k - 2) & CUES_BEFORE):
+            if token in SENTENCE_ENDS and not (
+                token == "." and after_letter and not self.roles_at(k - 2) & CUES_BEFORE
+            ):
                 sentence, segment, clause = sentence + 1, segment + 1, clause + 1
             elif token == "," or (token == ":" and not (after_letter or "option" in self.roles_at(k - 1))):
                 clause += 1

@@ -16,7 +16,7 @@ ROLES = (
 FORMS = (
     "little endings prefixes changes vowels fleeting spellings numbers counters ordinals last not_endings not_prefix tags"
 ).split()
-FLAGS = "two_endings dotless_i not_follows".split()
+FLAGS = "two_endings short_stems dotless_i not_follows".split()
 REQUIRED = "little answer option or right wrong therefore but unsure yes no_alone not".split()
 INFLECTED = {"answer", "option", "right", "wrong"}  # and ordinals
 SHORTEST_STEM = 3
@@ -58,7 +58,9 @@ def load_answer_words(*paths: str | Path) -> "dict[str, Vocabulary]":
 def check_words(language: Any, words: Any, where: str) -> None:
     """Refuses words of a wrong form, naming file, language and key."""
     if not isinstance(language, str) or not isinstance(words, Mapping):
-        raise ValueError(f"{where}: expected a language's code with its words, got {language!r}. Quote a code like 'no'.")
+        raise ValueError(
+            f"{where}: expected a language's code with its words, got {language!r}. Quote a code like 'no'."
+        )
     for key, value in words.items():
         if key not in (*FORMS, *ROLES, *FLAGS):
             raise ValueError(
@@ -82,7 +84,8 @@ class Vocabulary:
 
     def __init__(self, words: Mapping[str, Any], english: "Vocabulary | None" = None):
         self.english = english or self
-        self.dotless_i, self.not_follows = bool(words.get("dotless_i")), bool(words.get("not_follows"))
+        self.dotless_i, self.not_follows = words.get("dotless_i", False), words.get("not_follows", False)
+        self.shortest_stem = SHORTEST_STEM - words.get("short_stems", False)
         spellings = [pair.split("=") for pair in words.get("spellings", "").split()]
         self.spellings = [(old, new) for old, new in spellings if len(old) > 1]
         self.characters = str.maketrans({old: new for old, new in spellings if len(old) == 1})
@@ -130,7 +133,9 @@ class Vocabulary:
         # "is not there" negates a statement as well as "not" does.
         negations = [tokens for tokens, roles in result.items() if "not" in roles]
         for tokens, roles in result.items():
-            if roles & {"no", "no_alone", "before_letter", "after_letter"} and any(contains(tokens, negation) for negation in negations):
+            if roles & {"no", "no_alone", "before_letter", "after_letter"} and any(
+                contains(tokens, negation) for negation in negations
+            ):
                 result[tokens] = roles | {"not"}
         return result
 
@@ -179,7 +184,7 @@ class Vocabulary:
                 stem = word[start:end]
                 if word[end:] not in self.endings:
                     continue
-                if len(stem) < SHORTEST_STEM:
+                if len(stem) < self.shortest_stem:
                     if self.fleeting and not set(stem) & set("aeiouyаеиоуыэюя"):
                         stems.add(stem)
                     continue

@@ -84,7 +84,9 @@ def find_vocabulary(language: str, words: Mapping[str, Vocabulary] | None) -> Vo
 
 def choose(text: Text, options: Options) -> str | None:
     """The key of the option that a text commits to, if any."""
-    words = tuple(word for word, token in zip(text.folded, text.tokens, strict=True) if token not in QUOTES | SENTENCE_ENDS)
+    words = tuple(
+        word for word, token in zip(text.folded, text.tokens, strict=True) if token not in QUOTES | SENTENCE_ENDS
+    )
     whole = [key for key, form in options.texts.items() if form.folded == words]
     if len(whole) == 1 and words and "".join(words) not in options.letters:
         return whole[0]
@@ -118,7 +120,9 @@ def decide(text: Text, mentions: Sequence[Mention], options: Options) -> str | N
         for k, word in enumerate(text.lower)
         if k in taken or not (text.is_end(k) or word in text.little)
     )
-    alone = [group for group in groups if held[text.sentence[group[0].start]] == sum(one.end - one.start for one in group)]
+    alone = [
+        group for group in groups if held[text.sentence[group[0].start]] == sum(one.end - one.start for one in group)
+    ]
     if len({mention.key for group in alone for mention in group}) > 1:  # a list of the options, and one of them again
         listed = {mention.key for group in alone for mention in group if len(group) > 1}
         alone = [group for group in alone if len(group) == 1 and group[0].is_letter and group[0].key in listed]
@@ -210,7 +214,9 @@ def is_verdict(text: Text, group: Sequence[Mention], taken: Set[int]) -> bool:
     if any(last <= start and roles & cues for _, last, roles in text.in_clause.get(text.clause[start], ())):
         return True
     near = takewhile(lambda k: k not in taken, range(end, len(text.tokens)))
-    return any(text.clause[k] == text.clause[end - 1] and text.roles[k] & {"answer", "choose", "right", "yes"} for k in near)
+    return any(
+        text.clause[k] == text.clause[end - 1] and text.roles[k] & {"answer", "choose", "right", "yes"} for k in near
+    )
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,11 @@ def read_verdict(text: Text) -> bool | None:
         last = Verdict(start, says_yes, bool(roles & {"yes", "no", "no_alone"}))
         cue = text.roles_at(text.skip(start - 1, -1, QUOTES | {":"}))
         is_quoted = start in text.quoted and not cue & {"therefore"} and judged_answer(text, start) is None
-        if is_said(text, start, end, roles, cue) and not is_quoted and not (verdicts and is_about_other(text, last, verdicts[-1])):
+        if (
+            is_said(text, start, end, roles, cue)
+            and not is_quoted
+            and not (verdicts and is_about_other(text, last, verdicts[-1]))
+        ):
             verdicts.append(last)
     if verdicts:
         return verdicts[-1].says_yes
