@@ -281,6 +281,12 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{mean(values):.1f}"
 
 
+def spreads(pairs: Sequence[tuple[float, float]]) -> str:
+    """English / mean of the other languages."""
+    english, others = zip(*pairs, strict=True)
+    return f"{spread(english)} / {spread(others)}"
+
+
 def tables(folder: Path, studies: Iterable[str]) -> str:
     """Markdown: a table per study with mean ± standard deviation over seeds, and paired differences."""
     parts = []
@@ -293,13 +299,13 @@ def tables(folder: Path, studies: Iterable[str]) -> str:
         lines = [
             f"### {title}",
             "",
-            f"Seeds: {', '.join(map(str, seeds))}. Per cent; en: English, other: mean of the others.",
+            f"Seeds: {', '.join(map(str, seeds))}. Per cent, English / mean of the other languages.",
             "",
         ]
-        heads = [f"{label}, {side}" for label in MEASURES.values() for side in ("en", "other")]
+        heads = list(MEASURES.values())
         lines += [f"| condition | seeds | {' | '.join(heads)} |", "|---|---:|" + "---:|" * len(heads)]
         for name, runs in found.items():
-            cells = [spread([runs[seed][measure][side] for seed in runs]) for measure in MEASURES for side in (0, 1)]
+            cells = [spreads([runs[seed][measure] for seed in runs]) for measure in MEASURES]
             lines.append(f"| {CONDITIONS[name].label} | {len(runs)} | {' | '.join(cells)} |")
         reference = REFERENCES[study]
         if reference in found:
@@ -308,10 +314,18 @@ def tables(folder: Path, studies: Iterable[str]) -> str:
             for name, runs in found.items():
                 both = sorted(set(runs) & set(found[reference]))
                 if name != reference and both:
+                    other = found[reference]
                     cells = [
-                        spread([runs[seed][measure][side] - found[reference][seed][measure][side] for seed in both])
+                        spreads(
+                            [
+                                (
+                                    runs[seed][measure][0] - other[seed][measure][0],
+                                    runs[seed][measure][1] - other[seed][measure][1],
+                                )
+                                for seed in both
+                            ]
+                        )
                         for measure in MEASURES
-                        for side in (0, 1)
                     ]
                     lines.append(f"| {CONDITIONS[name].label} | {' | '.join(cells)} |")
         if routers := {name: pairs for name in found if (pairs := routing(folder, languages, name))}:
@@ -361,12 +375,12 @@ def draw(folder: Path, studies: Sequence[str], path: Path) -> None:
                     axes.plot(values, [height] * len(values), mark, color=colour, alpha=0.45, markersize=5)
                     axes.plot([mean(values)] * 2, [height - 0.14, height + 0.14], color=colour, linewidth=2.5)
         axes.set_yticks(range(len(names)), [CONDITIONS[name].label for name in reversed(names)])
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(title, fontsize=10, loc="right")
         axes.grid(axis="x", alpha=0.3)
     keys = [Line2D([], [], color=colour, marker=mark, label=label) for label, (colour, mark) in looks.items()]
     figure.legend(handles=keys, loc="outside upper right", ncols=2, fontsize=9, frameon=False)
-    panels[-1, 0].set_xlabel("4-way accuracy on the held-out style, % (chance 25); bar: mean over seeds")
-    figure.savefig(path, dpi=150)
+    panels[-1, 0].set_xlabel("4-way accuracy on the held-out style, % (chance 25); bar: mean over seeds", loc="right")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
