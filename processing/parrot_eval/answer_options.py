@@ -68,7 +68,7 @@ def compile_options(options: tuple[tuple[str, str], ...], vocabulary: Vocabulary
             kept.pop()
         texts[key] = Form(key, tuple(text.lower[k] for k in kept), tuple(text.folded[k] for k in kept))
         roles = {role for k in kept for role in text.roles[k]}
-        if roles & {"not", "no", "no_alone"}:
+        if roles & {"not", "no", "no_alone", "unsure"}:
             negative.add(key)
         if kept and all(text.roles[k] & VERDICTS for k in kept):
             verdicts[not roles & {"no", "no_alone"}] = key
@@ -76,7 +76,7 @@ def compile_options(options: tuple[tuple[str, str], ...], vocabulary: Vocabulary
     for form in texts.values():
         start = next((k for k, word in enumerate(form.lower) if is_content(word, vocabulary)), 0)
         short = Form(form.key, form.lower[start:], form.folded[start:])
-        is_clear = not any(contains(other.folded, short.folded) for other in texts.values() if other is not form)
+        is_clear = not any(contains(other.lower, short.lower) for other in texts.values() if other is not form)
         for one in {form, short} if is_clear else {form}:
             if one.folded:
                 for begin in vocabulary.begins(one.folded[0]):
@@ -87,7 +87,7 @@ def compile_options(options: tuple[tuple[str, str], ...], vocabulary: Vocabulary
 
 def find_keys(keys: Sequence[str], vocabulary: Vocabulary) -> dict[str, str]:
     """What stands for each key: itself in any case, a letter of another alphabet, its Arabic name."""
-    letters = {vocabulary.fold(plain(key)): key for key in keys}
+    letters = {letter: key for key in keys if (letter := vocabulary.fold(plain(key)))}
     found: dict[str, str] = {}
     for latin, others in LETTERS.items():
         names = [name for name, letter in LETTER_NAMES.items() if letter == latin]
@@ -113,13 +113,14 @@ def find_texts(text: Text, options: Options) -> list[Mention]:
     while k < len(text.tokens):
         end, keys = k + 1, set()
         is_letter_word = text.tokens[k].islower() and text.lower[k] in text.vocabulary.letters
-        if not (text.silent[k] or is_letter_word or is_compound(text, k, -1)):
+        if not text.silent[k]:
             fits = [(len(form.folded), grade, form.key) for form, grade in fitting_forms(text, k, options)]
+            fits = [fit for fit in fits if fit[0] > 1 or not is_letter_word]
             if fits:
                 length, grade, _ = max(fits)
                 keys = {key for *fit, key in fits if fit == [length, grade]}
                 end = k + length
-        if len(keys) == 1 and not is_compound(text, end - 1, 1) and not is_judgement(text, k, end):
+        if len(keys) == 1 and not is_judgement(text, k, end):
             mentions.append(Mention(keys.pop(), k, end))
         k = end
     return mentions
@@ -143,9 +144,8 @@ def grade_form(text: Text, start: int, form: Form) -> int | None:
         word, numbers = text.folded[k], text.own.numbers
         if text.lower[k] == lower:
             continue
-        if (
-            text.lower[k] in text.little and word not in numbers
-        ):  # not inflected, and without diacritics another word (Spanish té, te)
+        # Not inflected, and without diacritics another word (Spanish té, te; Romanian două, a doua).
+        if (text.lower[k] in text.little and word not in numbers) or (folded in numbers and is_ordinal(text, k)):
             return None
         if word == folded or (numbers.get(word, word) == numbers.get(folded, folded) and is_number(text, k)):
             grade = min(grade, 1)
@@ -156,11 +156,13 @@ def grade_form(text: Text, start: int, form: Form) -> int | None:
     return grade
 
 
+def is_ordinal(text: Text, k: int) -> bool:
+    return any(role.startswith("ordinal") for role in text.roles[k])
+
+
 def is_number(text: Text, k: int) -> bool:
     """Whether a number is no part of a longer one ("twenty-two") and, in words, counts something where it has to."""
     counters, numbers = text.own.counters, text.own.numbers
-    if any(role.startswith("ordinal") for role in text.roles[k]):
-        return False
     if counters and text.folded[k] in numbers and not text.is_end(k + 1) and text.tokens[k + 1] not in counters:
         return False
     for step in (-1, 1):
@@ -170,12 +172,6 @@ def is_number(text: Text, k: int) -> bool:
         if 0 <= two < len(text.tokens) and text.folded[two] in numbers and "or" in text.roles[one]:
             return False
     return True
-
-
-def is_compound(text: Text, k: int, step: int) -> bool:
-    """Whether a hyphen makes a word a part of a longer one."""
-    one = k + step
-    return 0 <= one < len(text.tokens) and text.tokens[one] == "-" and text.glued[one] and text.glued[one + 1]
 
 
 def is_judgement(text: Text, start: int, end: int) -> bool:
@@ -192,15 +188,12 @@ def find_letters(text: Text, options: Options, texts: Sequence[Mention]) -> list
         Mention(key, k, k + 1, is_letter=True)
         for k, token in enumerate(text.lower)
         if (key := key_of(token, text, options)) is not None and k not in taken and not text.silent[k]
-        if "other_sense" not in text.roles[k] and not is_part(text, k, options)
+        if "other_sense" not in text.roles[k] and not is_ordinal(text, k) and not is_part(text, k, options)
     ]
-    items = [letter for letter in letters if is_item(text, letter.start)]
-    if len({item.key for item in items}) < 2:
-        items = []
     found: list[Mention] = []
     doubtful: Mention | None = None
     for letter in letters:
-        if letter in items or means_option(text, letter.start, letter.key, options, starts):
+        if means_option(text, letter.start, letter.key, options, starts):
             # In "könnten A oder B" the second makes clear what the first is.
             found += [doubtful] if doubtful and is_listed(text, doubtful, letter.start) else []
             found.append(letter)
@@ -209,11 +202,6 @@ def find_letters(text: Text, options: Options, texts: Sequence[Mention]) -> list
         else:
             doubtful = letter
     return found
-
-
-def is_item(text: Text, k: int) -> bool:
-    """Whether a letter looks like one in a list: "A. ... B. ..."."""
-    return not text.glued[k] and not text.tokens[k].islower() and text.tokens[k + 1 : k + 2] in (["."], [")"], [":"])
 
 
 def is_listed(text: Text, letter: Mention, k: int) -> bool:
@@ -295,15 +283,25 @@ def is_part(text: Text, k: int, options: Options) -> bool:
 def find_ordinals(text: Text, options: Options) -> list[Mention]:
     """Where options are named by their place: "the second option", "option 2", or "the second" and nothing else."""
     keys, mentions = list(options.texts), []
-    for start, end, roles in text.marks:
-        place = next((int(role.split()[1]) for role in roles if role.startswith("ordinal")), None)
-        if place is None or text.silent[start] or place >= len(keys):
-            continue
+    places = [
+        (start, end, int(role.split()[1]))
+        for start, end, roles in text.marks
+        for role in roles
+        if role.startswith("ordinal") and not text.silent[start]
+    ]
+    is_only = len({place for _, _, place in places}) == 1
+    for start, end, place in places:
         before, after = text.skip(start - 1, -1, text.little), text.skip(end, 1, text.little)
-        beside = text.roles_at(before) | text.roles_at(after)
-        if text.is_end(after):  # "The answer is the second"
-            beside |= {role for _, _, others in text.in_clause[text.clause[start]] for role in others}
-        if (text.is_end(before) and text.is_end(after)) or beside & {"option", "answer"}:
+        is_meant = bool((text.roles_at(before) | text.roles_at(after)) & {"option", "answer"})
+        is_meant |= is_only and "right" in text.roles_at(after) and text.is_end(after + 1)
+        if text.is_end(
+            after
+        ):  # "The answer is the second", "so it is the second"; "the one with the cap is the second"
+            cues = {role for at, _, others in text.in_clause[text.clause[start]] if at < start for role in others}
+            is_said = text.roles_at(start - 2) >= {"before_letter", "after_letter"}
+            is_meant |= bool(cues & {"option", "answer", "right", "therefore"}) or (is_only and text.is_end(before))
+            is_meant |= is_said and text.lower[start - 1] in text.little
+        if is_meant and place < len(keys):
             mentions.append(Mention(keys[place], start, end))
     if any(word[:1].isdigit() for form in options.texts.values() for word in (form.key, *form.folded)):
         return mentions

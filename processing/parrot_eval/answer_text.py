@@ -34,7 +34,7 @@ PLAIN = {
 # Soft hyphens, marks of direction and width, and Arabic vowel signs, which are hardly ever written.
 INVISIBLE = re.compile("[\u00ad\u061c\u064b-\u065f\u0670\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufe00-\ufe0f\ufeff]")
 OTHER_DIGIT = re.compile(r"(?![0-9])\d")
-LONGEST = 20_000  # characters
+LONGEST = 10_000  # characters
 SENTENCE_ENDS = set(".!?;\n")
 QUOTES, BRACKETS = set("\"'"), set("()[]")
 TURNS = {"but", "therefore", "correction", "as_for"}
@@ -43,7 +43,7 @@ VERDICTS = {"yes", "surely", "yes_alone", "no", "no_alone"}
 JUDGING = {"answer", "option", "choose", "or", "not", "wrong", "right", "therefore", "but", "correction", "unsure"}
 CUES_BEFORE = JUDGING | {"before_letter", "first_thought", "that"}
 CUES_AFTER = JUDGING | {"after_letter"}
-CUES = CUES_BEFORE | CUES_AFTER
+CUES = (CUES_BEFORE | CUES_AFTER) - TURNS
 
 
 def final_parts(answer: str) -> Iterator[str]:
@@ -86,8 +86,9 @@ class Text:
             after a comma.
         in_segment: segment -> all roles in it; `in_clause`: clause -> its marks.
         first_cue: segment -> end of the first word in it that announces an answer: "answer", "I choose", or "so" at
-            the beginning ("so it is B", but not "so close to").
+            the beginning ("so it is B", but not "so close to"), or "option" after a colon.
         quoted: token -> first token and end of the quotation that it is in.
+        breaks_off: whether several sentences end without punctuation: what they say may be about anything.
         silent: whether a token is part of a question, which commits to nothing.
     """
 
@@ -114,13 +115,15 @@ class Text:
         self.in_clause: dict[int, list[tuple[int, int, frozenset[str]]]] = {}
         for mark in self.marks:
             self.in_segment.setdefault(self.segment[mark[0]], set()).update(mark[2])
-            if mark[2] & {"answer", "choose"} or ("therefore" in mark[2] and self.is_end(mark[0] - 1)):
+            after_colon = "option" in mark[2] and self.tokens[mark[0] - 1] == ":"
+            if mark[2] & {"answer", "choose"} or ("therefore" in mark[2] and self.is_end(mark[0] - 1)) or after_colon:
                 self.first_cue.setdefault(self.segment[mark[0]], mark[1])
             self.in_clause.setdefault(self.clause[mark[0]], []).append(mark)
         quotes = [k for k, token in enumerate(self.tokens) if token == '"']
         spans = [(one + 1, two) for one, two in zip(quotes[::2], quotes[1::2], strict=False)]
         all_but_quotes = len(self.tokens) - 2
         self.quoted = {k: span for span in spans if span[1] - span[0] < all_but_quotes for k in range(*span)}
+        self.breaks_off = self.sentence[-1:] > [0] and not self.is_end(len(self.tokens) - 1)
         self.silent = [False] * len(self.tokens)
         self._silence_questions()
 
@@ -143,6 +146,11 @@ class Text:
         start = 0
         while start < len(self.tokens):
             end, roles = self.vocabulary.longest_phrase(self.lower, self.folded, start)
+            for k in range(start + 1, end):  # "it's not | possible to tell" is "it's | not possible to" tell
+                further, inner = self.vocabulary.longest_phrase(self.lower, self.folded, k)
+                if further > end and "unsure" in inner:
+                    end, roles = self.vocabulary.longest_phrase(self.lower[:k], self.folded[:k], start)
+                    break
             if roles:
                 self.marks.append((start, end, roles))
                 self.roles[start:end] = [roles] * (end - start)
@@ -163,11 +171,11 @@ class Text:
             self.sentence.append(sentence)
             self.segment.append(segment)
             self.clause.append(clause)
-            after_letter = k > 0 and len(self.tokens[k - 1]) == 1
+            after_letter = k > 0 and len(self.tokens[k - 1]) == 1 and self.tokens[k - 1].isalnum()
             # "B." is an item of a list or an abbreviation, but ends "The answer is B."
-            if token in SENTENCE_ENDS and not (
-                token == "." and after_letter and not self.roles_at(k - 2) & CUES_BEFORE
-            ):
+            goes_on = k + 1 < len(self.tokens) and self.tokens[k + 1].islower()
+            is_item = token == "." and after_letter and (goes_on or not self.roles_at(k - 2) & CUES_BEFORE)
+            if token in SENTENCE_ENDS and not is_item:
                 sentence, segment, clause = sentence + 1, segment + 1, clause + 1
             elif token == "," or (token == ":" and not (after_letter or "option" in self.roles_at(k - 1))):
                 clause += 1

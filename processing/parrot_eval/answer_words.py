@@ -103,7 +103,7 @@ class Vocabulary:
         self.counters = set(words.get("counters", "").split())
         self.not_endings = tuple(self.fold(ending) for ending in split_phrases(words.get("not_endings", "")))
         self.tags = {self.tokens(tag) for tag in split_phrases(words.get("tags", ""))}
-        self.numbers = dict(english.numbers) if english else {}
+        self.numbers: dict[str, str] = dict(english.numbers) if english else {}
         for number, alternatives in enumerate(words.get("numbers", "").split(",")):
             self.numbers |= {self.fold(word): str(number) for word in split_phrases(alternatives, "/")}
         self.stems = lru_cache(100_000)(self._stems)
@@ -189,7 +189,7 @@ class Vocabulary:
                         stems.add(stem)
                     continue
                 stems.add(stem)
-                stems.add(stem[:-1] + self.changes.get(stem[-1], stem[-1]))
+                stems |= {stem.removesuffix(old) + new for old, new in self.changes.items() if stem.endswith(old)}
                 if stem == word and stem[-2] in self.vowels:
                     stems.add(stem[:-2] + self.vowels[stem[-2]] + stem[-1])
                 if stem[-2] in self.fleeting:
@@ -207,8 +207,9 @@ class Vocabulary:
             if len(words) == length and (found := self.phrases.get(words)):
                 written = tuple(lower[start : start + length])
                 roles = found.get(written)
-                if roles is None and not (length == 1 and written[0] in self.little):
-                    roles = next((roles for tokens, roles in found.items() if is_spelling(written, tokens)), None)
+                if roles is None:
+                    known = (roles for tokens, roles in found.items() if self.is_spelling(written, tokens))
+                    roles = next(known, None)
                 if roles is not None:
                     return start + length, roles
         word = folded[start]
@@ -217,13 +218,12 @@ class Vocabulary:
         stems = self.stems(word) if len(word) > SHORTEST_STEM and word not in self.numbers else ()
         return start + 1, next((self.inflected[stem] for stem in stems if stem in self.inflected), NOTHING)
 
-
-def is_spelling(written: Sequence[str], tokens: Tokens) -> bool:
-    """Whether words may be others without their diacritics. Those with diacritics that the others lack are not (dă, da)."""
-    return all(
-        word == token or word.isascii() or word >= "\u0250" or not token.isascii()
-        for word, token in zip(written, tokens, strict=True)
-    )
+    def is_spelling(self, written: Sequence[str], tokens: Tokens) -> bool:
+        """Whether words may be others without their diacritics; little words (se, sé) and those with more (dă, da) not."""
+        return all(
+            word == token or (word not in self.little and (word.isascii() or word >= "\u0250" or not token.isascii()))
+            for word, token in zip(written, tokens, strict=True)
+        )
 
 
 def contains(whole: Tokens, part: Tokens) -> bool:

@@ -110,7 +110,14 @@ def decide(text: Text, mentions: Sequence[Mention], options: Options) -> str | N
     """
     mentions = sorted(mentions, key=lambda mention: mention.start)
     taken = {k for mention in mentions for k in range(mention.start, mention.end)}
-    groups = [kept for group in group_mentions(text, mentions) if (kept := not_rejected(text, group, taken, options))]
+    groups: list[list[Mention]] = []
+    rejected: set[tuple[int, str | None]] = set()
+    for group in group_mentions(text, mentions):
+        kept = not_rejected(text, group, taken, options)
+        rejected |= {(text.sentence[one.start], one.key) for one in set(group).difference(kept)}
+        # "A can be excluded, an owl has a rounder head": what was rejected is only discussed further.
+        kept = [one for one in kept if one.is_letter or (text.sentence[one.start], one.key) not in rejected]
+        groups += [kept] if kept else []
     for turn in sorted((start for start, _, roles in text.marks if "correction" in roles), reverse=True):
         if later := [group for group in groups if group[0].start > turn]:
             groups = later
@@ -123,14 +130,11 @@ def decide(text: Text, mentions: Sequence[Mention], options: Options) -> str | N
     alone = [
         group for group in groups if held[text.sentence[group[0].start]] == sum(one.end - one.start for one in group)
     ]
-    if len({mention.key for group in alone for mention in group}) > 1:  # a list of the options, and one of them again
-        listed = {mention.key for group in alone for mention in group if len(group) > 1}
-        alone = [group for group in alone if len(group) == 1 and group[0].is_letter and group[0].key in listed]
-        alone = alone if len({group[0].key for group in alone}) == 1 else []
-    places = {group[0].start for group in alone}
+    is_one = len({mention.key for group in alone for mention in group}) == 1  # rather than a list of the options
+    places = {group[0].start for group in alone if is_one}
     verdicts = [group for group in groups if group[0].start in places or is_verdict(text, group, taken)]
     if not verdicts:
-        return agreed(groups, groups)
+        return agreed(groups, groups) if any(one.is_letter for one in mentions) or not text.breaks_off else None
     last = verdicts[-1][0].start
     verdicts = [group for group in verdicts if text.segment[group[0].start] == text.segment[last]]
     return agreed(verdicts, [group for group in groups if text.sentence[group[0].start] == text.sentence[last]])
@@ -175,7 +179,8 @@ def not_rejected(text: Text, group: list[Mention], taken: Set[int], options: Opt
     parts: list[list[Mention]] = []
     for mention in group:
         between = range(parts[-1][-1].end, mention.start) if parts else ()
-        if any("or" in text.roles[k] or text.tokens[k] in "/&+" for k in between):
+        is_same = bool(parts) and parts[-1][-1].key == mention.key
+        if is_same or any("or" in text.roles[k] or text.tokens[k] in "/&+" for k in between):
             parts[-1].append(mention)
         else:
             parts.append([mention])
@@ -198,7 +203,7 @@ def is_rejected(text: Text, group: Sequence[Mention], taken: Set[int], options: 
     for k in range(last.end, min(last.end + FAR, len(text.tokens))):
         if text.clause[k] != clause or k in taken:
             break
-        if text.roles[k] & {"wrong", "no"}:
+        if text.roles[k] & {"wrong", *(("no",) if "not" in against else ())}:
             return True
         if k < last.end + NEAR and text.roles[k] & against:  # unless it is about the next one: "A not B"
             return not any(j in taken and text.clause[j] == clause for j in range(k + 1, k + 4))
@@ -213,10 +218,9 @@ def is_verdict(text: Text, group: Sequence[Mention], taken: Set[int]) -> bool:
     cues = {"right", "therefore"} if group[-1].is_letter else {"right"}
     if any(last <= start and roles & cues for _, last, roles in text.in_clause.get(text.clause[start], ())):
         return True
-    near = takewhile(lambda k: k not in taken, range(end, len(text.tokens)))
-    return any(
-        text.clause[k] == text.clause[end - 1] and text.roles[k] & {"answer", "choose", "right", "yes"} for k in near
-    )
+    clause = text.clause[end - 1]
+    near = takewhile(lambda k: k not in taken and text.clause[k] == clause, range(end, len(text.tokens)))
+    return any(text.roles[k] & {"answer", "choose", "right", "yes"} for k in near)
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,6 @@ def read_verdict(text: Text) -> bool | None:
     """
     doubted = {text.segment[start] for start, _, roles in text.marks if roles & {"unsure", "first_thought"}}
     verdicts: list[Verdict] = []
-    last: Verdict | None = None  # said or not
     read = 0  # up to here; what follows before it is a part of a longer phrase
     for start, end, roles in text.marks:
         if start < read or not roles & (VERDICTS | {"verbs", "right", "wrong"}):
@@ -247,22 +250,16 @@ def read_verdict(text: Text) -> bool | None:
             continue
         says_no, negated = bool(roles & {"no", "no_alone", "wrong"}), is_negated(text, start, end)
         says_yes = negated and "wrong" in roles if says_no else not negated
-        if last and last.says_yes != says_yes and text.is_end(end) and is_either(text, last.start, start):
-            verdicts = [verdict for verdict in verdicts if verdict != last]
-            doubted.add(text.segment[start])
-            continue
-        last = Verdict(start, says_yes, bool(roles & {"yes", "no", "no_alone"}))
+        found = Verdict(start, says_yes, bool(roles & {"yes", "no", "no_alone"}))
         cue = text.roles_at(text.skip(start - 1, -1, QUOTES | {":"}))
         is_quoted = start in text.quoted and not cue & {"therefore"} and judged_answer(text, start) is None
-        if (
-            is_said(text, start, end, roles, cue)
-            and not is_quoted
-            and not (verdicts and is_about_other(text, last, verdicts[-1]))
-        ):
-            verdicts.append(last)
+        if is_quoted or not is_said(text, start, end, roles, cue):
+            continue
+        if not (verdicts and is_about_other(text, found, verdicts[-1])):
+            verdicts.append(found)
     if verdicts:
         return verdicts[-1].says_yes
-    if any("unsure" in roles for _, _, roles in text.marks):
+    if text.breaks_off or any("unsure" in roles for _, _, roles in text.marks):
         return None
     for start, _, roles in text.marks:
         is_name = text.tokens[start][0].isupper() and not text.tokens[start].isupper() and not text.is_end(start - 1)
@@ -274,9 +271,9 @@ def read_verdict(text: Text) -> bool | None:
 
 def is_said(text: Text, start: int, end: int, roles: frozenset[str], cue: frozenset[str]) -> bool:
     """Whether words for yes or no stand where they are meant so: see `yes`, `yes_alone`, `verbs` in answers.yaml."""
-    begins, ends = text.is_end(start - 1), text.is_end(end)
-    if text.tokens[end : end + 1] in (['"'], ["("]) and text.quoted.get(start) != (start, end):
-        ends = False
+    begins, ends, after = text.is_end(start - 1), text.is_end(end), text.tokens[end : end + 1]
+    if ("verbs" in roles and after == [":"]) or (after in (['"'], ["("]) and text.quoted.get(start) != (start, end)):
+        ends = False  # "what it is: ..."
     follows = bool(cue & {"answer", "therefore", "that", "but", "correction"} or "answer" in text.roles_at(end))
     if roles & {"yes", "no"}:
         return begins or ends or follows
@@ -303,25 +300,27 @@ def is_negated(text: Text, start: int, end: int) -> bool:
 
 def judged_answer(text: Text, start: int) -> int | None:
     """The place of the answer that a clause calls right or wrong: "The proposed answer is correct"."""
-    clause = takewhile(lambda k: text.clause[k] == text.clause[start], range(start - 1, -1, -1))
+    clause = takewhile(lambda k: text.clause[k] == text.clause[start], range(start - 1, max(start - 5 * FAR, -1), -1))
     return next((k for k in clause if text.roles[k] & {"answer", "option"}), None)
-
-
-def is_either(text: Text, one: int, other: int) -> bool:
-    """Whether yes and no are joined: "yes and no", "oui ou non"."""
-    between = range(one + 1, other)
-    against = VERDICTS | {"not"}
-    return any("or" in text.roles[k] for k in between) and all(
-        text.is_end(k) or "or" in text.roles[k] or (text.lower[k] in text.little and not text.roles[k] & against)
-        for k in between
-    )
 
 
 def is_about_other(text: Text, verdict: Verdict, earlier: Verdict) -> bool:
     """Whether a verdict only explains one before it in the sentence ("yes, none") or contrasts with it."""
-    between = range(earlier.start, verdict.start)
-    if text.sentence[earlier.start] != text.sentence[verdict.start] or not any(text.is_end(k) for k in between):
-        return False  # "of course not"
+    if text.sentence[earlier.start] != text.sentence[verdict.start]:
+        return is_concession(text, verdict, earlier)
+    if not any(text.is_end(k) for k in range(earlier.start, verdict.start)):  # "of course not"
+        return False
     if not earlier.is_plain and not verdict.says_yes:  # "of course, no"
         return False
-    return not text.in_segment[text.segment[verdict.start]] & {"as_for", "correction", "therefore", "answer"}
+    against = {"correction", "therefore", "answer"} | ({"as_for"} if earlier.start else set())
+    return not text.in_segment[text.segment[verdict.start]] & against
+
+
+def is_concession(text: Text, verdict: Verdict, earlier: Verdict) -> bool:
+    """Whether a later sentence begins with the opposite, goes on with "but" and corrects nothing: "Yes, ... but ..."."""
+    start, first = verdict.start, text.sentence[earlier.start]
+    if earlier.says_yes == verdict.says_yes or not earlier.is_plain or text.tokens[start - 2 : start] == [".", "."]:
+        return False
+    here = [(at, roles) for at, _, roles in text.marks if first < text.sentence[at] <= text.sentence[start]]
+    turns = any("but" in roles for at, roles in here if at > start) and not any("correction" in r for _, r in here)
+    return turns and text.sentence[start - 1] < text.sentence[start]
