@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -152,9 +154,32 @@ class ParrotModel(ParrotPreTrainedModel):
         """The tower's selected hidden state [N, prefix + patches, Dv] and its whole output."""
         # A frozen tower stores nothing for the backward pass; one that trains (or carries LoRA) does.
         trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        layers = self.config.vision_config.num_hidden_layers
+        selected = self.config.vision_feature_layer % (layers + 1)  # 0: what enters the first layer
+        # Only the selected state is kept, and layers after it are not run, unless the caller asks for all states.
+        wants_all = kwargs.get("output_hidden_states", False)
+        options = {**kwargs, "output_hidden_states": wants_all or [selected], "return_dict": True}
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            outputs = self.vision_tower(pixel_values, **{**kwargs, "output_hidden_states": True, "return_dict": True})
-        return outputs.hidden_states[self.config.vision_feature_layer], outputs
+            with nullcontext() if wants_all else self._layers_up_to(selected):
+                outputs = self.vision_tower(pixel_values, **options)
+        return outputs.hidden_states[selected], outputs
+
+    @contextmanager
+    def _layers_up_to(self, selected: int) -> Iterator[None]:
+        """The tower without the layers after the selected one; their weights stay where they are."""
+        tower, layers = self.vision_tower, self.config.vision_config.num_hidden_layers
+        found = (name for name, part in tower.named_modules() if isinstance(part, nn.ModuleList) and len(part) == layers)
+        path = None if torch.compiler.is_compiling() else next(found, None)
+        if path is None or selected == layers:
+            yield
+            return
+        owner, _, name = path.rpartition(".")
+        encoder, blocks = tower.get_submodule(owner), tower.get_submodule(path)
+        setattr(encoder, name, blocks[:selected])
+        try:
+            yield
+        finally:
+            setattr(encoder, name, blocks)
 
     @can_return_tuple
     def get_image_features(
