@@ -19,11 +19,12 @@ from typing import Any
 
 import gradio as gr
 import torch
+from jinja2 import TemplateError
 from PIL import Image, ImageOps
-from transformers import AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer
+from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteriaList, TextIteratorStreamer
 from transformers.utils import logging
 
-from parrot_data.images import BadImageError, load_image
+from parrot_data.images import load_image
 from parrot_data.languages import language_of
 from parrot_eval.prompts import load_wording
 
@@ -32,9 +33,10 @@ MAX_UPLOAD = "10mb"
 MAX_PIXELS = 40_000_000
 MAX_QUESTION = 2000  # characters
 IMAGE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # whatever a file is called, no other decoder sees it
 # Every paragraph takes its direction from its own first letters: Arabic runs from the right, whatever the page does.
 CSS = """
-#chat .message p, #question textarea { unicode-bidi: plaintext; text-align: start; }
+#chat .message :is(p, li, td, th, h1, h2, h3, h4), #question textarea { unicode-bidi: plaintext; text-align: start; }
 .router { margin: 0 0 1rem; padding: .5rem; border: 1px solid #8884; border-radius: .5rem; }
 .router b { display: block; margin-bottom: .3rem; }
 .router div { display: flex; align-items: center; gap: .5rem; font-size: .8rem; }
@@ -72,7 +74,7 @@ class Answerer:
         The answer as far as it is written, again and again; at the end it is part of the conversation.
 
         Raises:
-            AppError: no question, no image, or more text than the model can take.
+            AppError: no question, no image, more text than the model can take, or text that the processor refuses.
         """
         question = question.strip()
         if not question:
@@ -85,18 +87,28 @@ class Answerer:
         if not conversation.messages:
             content = [{"type": "image", "image": conversation.image}, *content]
         messages = [*conversation.messages, {"role": "user", "content": content}]
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(self.model.device, self.model.dtype)
+        try:
+            inputs = self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            ).to(self.model.device, self.model.dtype)
+        except (ValueError, TemplateError) as error:  # such as a question with an image token in it
+            raise AppError(f"The model cannot take this question: {error}") from error
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and inputs["input_ids"].shape[1] + self.max_new_tokens > limit:
             raise AppError("This conversation has become too long for the model. Please start a new one.")
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
+        left = threading.Event()
+
+        def stop(input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.full((input_ids.shape[0],), left.is_set(), device=input_ids.device)
 
         def generate() -> None:
             try:
-                self.model.generate(**inputs, streamer=streamer, max_new_tokens=self.max_new_tokens, do_sample=False)
+                self.model.generate(
+                    **inputs, streamer=streamer, max_new_tokens=self.max_new_tokens, do_sample=False,
+                    stopping_criteria=StoppingCriteriaList([stop]),
+                )  # fmt: skip
             except BaseException as error:  # handed to the visitor's thread, which would wait for ever
                 failure.append(error)
                 streamer.end()
@@ -104,10 +116,13 @@ class Answerer:
         worker = threading.Thread(target=generate, daemon=True)
         worker.start()
         answer = ""
-        for piece in streamer:
-            answer += piece
-            yield answer
-        worker.join()
+        try:
+            for piece in streamer:
+                answer += piece
+                yield answer
+        finally:  # also when the visitor leaves half-way: the next one gets the model to himself
+            left.set()
+            worker.join()
         if failure:
             raise failure[0]
         answer = answer.strip()
@@ -123,7 +138,8 @@ class Answerer:
             found = self.model.model.get_image_features(
                 inputs["pixel_values"], inputs["routing_input_ids"], inputs["routing_attention_mask"], return_dict=True
             )
-            bars = "<div>routed by the question that came with the image</div>" * (number > 1) + "".join(
+            by_first = number > 1 and getattr(self.model.config, "routing_scope", None) == "turn"
+            bars = "<div>routed by the question that came with the image</div>" * by_first + "".join(
                 f"<div>expert {expert + 1} <i style='width: {100 * weight:.0f}px'></i> {100 * weight:.0f}%</div>"
                 for expert, weight in enumerate(found.router_probs[0].tolist())
             )
@@ -138,14 +154,13 @@ def open_upload(path: str) -> Image.Image:
         AppError: no image, damaged, or too many pixels.
     """
     try:
-        with Image.open(path) as opened:  # reads the header only
+        with Image.open(path, formats=IMAGE_FORMATS) as opened:  # reads the header only
             if opened.width * opened.height > MAX_PIXELS:
-                raise AppError(
-                    f"The image has {opened.width:,} x {opened.height:,} pixels. Please use at most "
-                    f"{MAX_PIXELS // 10**6} megapixels."
-                )
-        return ImageOps.exif_transpose(load_image(path, "upload")).convert("RGB")
-    except (BadImageError, OSError, Image.DecompressionBombError) as error:
+                raise Image.DecompressionBombError
+            return ImageOps.exif_transpose(load_image(opened, "upload")).convert("RGB")
+    except Image.DecompressionBombError as error:
+        raise AppError(f"The image is too large. Please use at most {MAX_PIXELS // 10**6} megapixels.") from error
+    except Exception as error:  # damaged files make Pillow's decoders raise errors of many kinds
         raise AppError("This file cannot be read as an image. Please use a PNG, JPEG or WebP file.") from error
 
 
@@ -156,16 +171,15 @@ def build_page(answerer: Answerer, title: str, pictures: list[Path]) -> gr.Block
         return Conversation(image), image, [], ""
 
     def upload(path: str | None, conversation: Conversation) -> tuple[Any, ...]:
-        if path is None:
-            return conversation, conversation.image, shown(conversation), "".join(conversation.notes)
         try:
-            return show(open_upload(path))
+            if path is not None:
+                return show(open_upload(path))
         except AppError as error:
-            gr.Warning(str(error))
-            return conversation, conversation.image, shown(conversation), "".join(conversation.notes)
+            gr.Warning(html.escape(str(error), quote=False))
+        return conversation, conversation.image, shown(conversation), "".join(conversation.notes)
 
-    def choose(event: gr.SelectData) -> tuple[Any, ...]:
-        return show(open_upload(str(pictures[event.index])))
+    def choose(conversation: Conversation, event: gr.SelectData) -> tuple[Any, ...]:
+        return upload(str(pictures[event.index]), conversation)
 
     def shown(conversation: Conversation) -> list[dict[str, str]]:
         return [
@@ -174,15 +188,19 @@ def build_page(answerer: Answerer, title: str, pictures: list[Path]) -> gr.Block
 
     def ask(question: str, conversation: Conversation) -> Iterator[tuple[Any, ...]]:
         before = shown(conversation)
+        typed: Any = ""
         try:
             for answer in answerer.stream(conversation, question):
                 turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                yield "", conversation, before + turns, "".join(conversation.notes)
+                yield typed, conversation, before + turns, "".join(conversation.notes)
+                typed = gr.skip()  # the next question may be typed while this one is answered
         except AppError as error:
-            gr.Warning(str(error))
+            gr.Warning(html.escape(str(error), quote=False))
             yield question, conversation, before, "".join(conversation.notes)
             return
-        yield "", conversation, shown(conversation), "".join(conversation.notes)
+        except Exception as error:
+            raise gr.Error("The model failed at this question. Please ask another, or start a new one.") from error
+        yield typed, conversation, shown(conversation), "".join(conversation.notes)
 
     def restart(conversation: Conversation) -> tuple[Any, ...]:
         return show(conversation.image) if conversation.image is not None else (Conversation(), None, [], "")
@@ -195,8 +213,8 @@ def build_page(answerer: Answerer, title: str, pictures: list[Path]) -> gr.Block
                 file = gr.File(label="Image file", file_types=list(IMAGE_TYPES), type="filepath", elem_id="upload")
                 image = gr.Image(label="Image", interactive=False, height=260, elem_id="image", buttons=[])
                 gallery = gr.Gallery(
-                    [str(path) for path in pictures], label="Or choose one", columns=4, height=180, allow_preview=False,
-                    visible=bool(pictures), elem_id="gallery",
+                    [str(path) for path in pictures], label="Or choose one", columns=2, height=240, allow_preview=False,
+                    visible=bool(pictures), elem_id="gallery", buttons=[],
                 )  # fmt: skip
             with gr.Column(scale=2):
                 chat = gr.Chatbot(label="Conversation", height=420, elem_id="chat", buttons=[])
@@ -209,10 +227,12 @@ def build_page(answerer: Answerer, title: str, pictures: list[Path]) -> gr.Block
                 gr.Markdown("**The router, beside each answer**")
                 notes = gr.HTML(elem_id="router")
         everything = [conversation, image, chat, notes]
-        file.upload(upload, [file, conversation], everything)
-        gallery.select(choose, None, everything)
-        question.submit(ask, [question, conversation], [question, conversation, chat, notes])
-        again.click(restart, conversation, everything)
+        asking = question.submit(ask, [question, conversation], [question, conversation, chat, notes])
+        # An answer that is still being written would bring the old conversation back.
+        file.upload(upload, [file, conversation], everything, cancels=asking)
+        gallery.select(choose, conversation, everything, cancels=asking)
+        again.click(restart, conversation, everything, cancels=asking)
+        chat.clear(restart, conversation, everything, cancels=asking)
     return page.queue(default_concurrency_limit=1)
 
 

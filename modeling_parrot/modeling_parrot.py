@@ -168,7 +168,9 @@ class ParrotModel(ParrotPreTrainedModel):
     def _layers_up_to(self, selected: int) -> Iterator[None]:
         """The tower without the layers after the selected one; their weights stay where they are."""
         tower, layers = self.vision_tower, self.config.vision_config.num_hidden_layers
-        found = (name for name, part in tower.named_modules() if isinstance(part, nn.ModuleList) and len(part) == layers)
+        found = (
+            name for name, part in tower.named_modules() if isinstance(part, nn.ModuleList) and len(part) == layers
+        )
         path = None if torch.compiler.is_compiling() else next(found, None)
         if path is None or selected == layers:
             yield
