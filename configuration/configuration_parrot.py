@@ -17,6 +17,7 @@ SHIPPED_MODULES = (
     "configuration_parrot",
     "instructions_parrot",
     "modeling_parrot.composition_parrot",
+    "modeling_parrot.label_loss_parrot",
     "modeling_parrot.language_experts_parrot",
     "modeling_parrot.modeling_parrot",
     "processing_parrot",

@@ -45,7 +45,7 @@ EMOJI = Path(__file__).resolve().parent / "emoji"
 sys.path.insert(0, str(EMOJI))
 
 import parallel  # noqa: E402  the folder of the emoji example has to be named first
-from evaluate import evaluate_pictures  # noqa: E402
+from score import evaluate_pictures  # noqa: E402
 
 import modeling_parrot  # noqa: E402, F401 registers Parrot with the Auto classes
 

@@ -56,6 +56,10 @@ class Conversation:
     messages: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # of each answer, as HTML
 
+    def begin(self, image: Image.Image | None) -> None:
+        """Anew; an answer that is still being written finds other `messages` than it knows, and ends."""
+        self.image, self.messages, self.notes = image, [], []
+
 
 class Answerer:
     """
@@ -71,7 +75,8 @@ class Answerer:
 
     def stream(self, conversation: Conversation, question: str) -> Iterator[str]:
         """
-        The answer as far as it is written, again and again; at the end it is part of the conversation.
+        The answer as far as it is written, again and again; at the end it is part of the conversation. It ends early
+        when the conversation begins anew.
 
         Raises:
             AppError: no question, no image, more text than the model can take, or text that the processor refuses.
@@ -83,10 +88,11 @@ class Answerer:
             raise AppError(f"The question has {len(question):,} characters. Please use at most {MAX_QUESTION:,}.")
         if conversation.image is None:
             raise AppError("Please upload or choose an image first.")
+        past = conversation.messages
         content: list[dict[str, Any]] = [{"type": "text", "text": question}]
-        if not conversation.messages:
+        if not past:
             content = [{"type": "image", "image": conversation.image}, *content]
-        messages = [*conversation.messages, {"role": "user", "content": content}]
+        messages = [*past, {"role": "user", "content": content}]
         try:
             inputs = self.processor.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -118,6 +124,8 @@ class Answerer:
         answer = ""
         try:
             for piece in streamer:
+                if conversation.messages is not past:
+                    return
                 answer += piece
                 yield answer
         finally:  # also when the visitor leaves half-way: the next one gets the model to himself
@@ -126,8 +134,10 @@ class Answerer:
         if failure:
             raise failure[0]
         answer = answer.strip()
-        conversation.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        conversation.notes.append(self.note(inputs, answer, len(conversation.notes) + 1))
+        note = self.note(inputs, answer, len(past) // 2 + 1)
+        if conversation.messages is past:
+            conversation.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+            conversation.notes.append(note)
 
     @torch.inference_mode()
     def note(self, inputs: Any, answer: str, number: int) -> str:
@@ -167,43 +177,40 @@ def open_upload(path: str) -> Image.Image:
 def build_page(answerer: Answerer, title: str, pictures: list[Path]) -> gr.Blocks:
     """The page. Visitors choose pictures by their number; no path ever comes from them."""
 
-    def show(image: Image.Image) -> tuple[Any, ...]:
-        return Conversation(image), image, [], ""
+    def shown(conversation: Conversation) -> tuple[Any, ...]:
+        """The image, the chat and the notes."""
+        chat = [{"role": turn["role"], "content": turn["content"][-1]["text"]} for turn in conversation.messages]
+        return conversation.image, chat, "".join(conversation.notes)
 
     def upload(path: str | None, conversation: Conversation) -> tuple[Any, ...]:
         try:
             if path is not None:
-                return show(open_upload(path))
+                conversation.begin(open_upload(path))
         except AppError as error:
             gr.Warning(html.escape(str(error), quote=False))
-        return conversation, conversation.image, shown(conversation), "".join(conversation.notes)
+        return shown(conversation)
 
     def choose(conversation: Conversation, event: gr.SelectData) -> tuple[Any, ...]:
         return upload(str(pictures[event.index]), conversation)
 
-    def shown(conversation: Conversation) -> list[dict[str, str]]:
-        return [
-            {"role": message["role"], "content": message["content"][-1]["text"]} for message in conversation.messages
-        ]
+    def restart(conversation: Conversation) -> tuple[Any, ...]:
+        conversation.begin(conversation.image)
+        return shown(conversation)
 
     def ask(question: str, conversation: Conversation) -> Iterator[tuple[Any, ...]]:
-        before = shown(conversation)
+        _, before, notes = shown(conversation)
         typed: Any = ""
         try:
             for answer in answerer.stream(conversation, question):
-                turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                yield typed, conversation, before + turns, "".join(conversation.notes)
+                turn = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                yield typed, before + turn, notes
                 typed = gr.skip()  # the next question may be typed while this one is answered
         except AppError as error:
             gr.Warning(html.escape(str(error), quote=False))
-            yield question, conversation, before, "".join(conversation.notes)
-            return
+            typed = question
         except Exception as error:
             raise gr.Error("The model failed at this question. Please ask another, or start a new one.") from error
-        yield typed, conversation, shown(conversation), "".join(conversation.notes)
-
-    def restart(conversation: Conversation) -> tuple[Any, ...]:
-        return show(conversation.image) if conversation.image is not None else (Conversation(), None, [], "")
+        yield typed, *shown(conversation)[1:]  # of a new conversation, if one has begun meanwhile
 
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         conversation = gr.State(Conversation())
@@ -226,13 +233,12 @@ def build_page(answerer: Answerer, title: str, pictures: list[Path]) -> gr.Block
             with gr.Column(scale=1):
                 gr.Markdown("**The router, beside each answer**")
                 notes = gr.HTML(elem_id="router")
-        everything = [conversation, image, chat, notes]
-        asking = question.submit(ask, [question, conversation], [question, conversation, chat, notes])
-        # An answer that is still being written would bring the old conversation back.
-        file.upload(upload, [file, conversation], everything, cancels=asking)
-        gallery.select(choose, conversation, everything, cancels=asking)
-        again.click(restart, conversation, everything, cancels=asking)
-        chat.clear(restart, conversation, everything, cancels=asking)
+        everything = [image, chat, notes]
+        file.upload(upload, [file, conversation], everything)
+        gallery.select(choose, conversation, everything)
+        question.submit(ask, [question, conversation], [question, chat, notes])
+        again.click(restart, conversation, everything)
+        chat.clear(restart, conversation, everything)
     return page.queue(default_concurrency_limit=1)
 
 

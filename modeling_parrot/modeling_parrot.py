@@ -13,11 +13,13 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
+from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from configuration_parrot import ParrotConfig
 from modeling_parrot.composition_parrot import ParrotCompositionMixin
+from modeling_parrot.label_loss_parrot import label_loss
 from modeling_parrot.language_experts_parrot import (
     ParrotExpertOutput,
     ParrotLanguageExperts,
@@ -462,19 +464,21 @@ class ParrotForConditionalGeneration(ParrotPreTrainedModel, ParrotCompositionMix
             **{**kwargs, "return_dict": True},
         )
         hidden_states = outputs.last_hidden_state
-        shift_labels = None
+        loss = logits = shift_labels = None
         if labels is not None and self.training and self.config.logits_for_labels_only:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
             supervised = shift_labels != -100
-            hidden_states, shift_labels = hidden_states[supervised][None], shift_labels[supervised][None]  # [1, n, C]
+            hidden_states, shift_labels = hidden_states[supervised], shift_labels[supervised]  # [n, C], [n]
+            if self.loss_function is LOSS_MAPPING["ForCausalLM"]:
+                loss = label_loss(hidden_states, self.lm_head, shift_labels, kwargs.get("num_items_in_batch"))
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             hidden_states = hidden_states[:, kept, :]
-        logits = self.lm_head(hidden_states)
-        loss = None
-        if labels is not None:
-            vocabulary = self.config.text_config.vocab_size
-            loss = self.loss_function(logits, labels, vocabulary, shift_labels=shift_labels, **kwargs)
+        if loss is None:
+            logits = self.lm_head(hidden_states)
+            if labels is not None:
+                vocabulary = self.config.text_config.vocab_size
+                loss = self.loss_function(logits, labels, vocabulary, shift_labels=shift_labels, **kwargs)
         return ParrotCausalLMOutputWithPast(
             loss=loss,
             logits=logits if shift_labels is None else None,

@@ -8,7 +8,7 @@ The same as, by hand, from the project's root:
     python examples/emoji/conversations.py --output outputs/emoji/data
     python examples/train.py examples/emoji/recipes/stage1.yaml
     python examples/train.py examples/emoji/recipes/stage2.yaml
-    python examples/emoji/evaluate.py --model outputs/emoji/parrot --data outputs/emoji/data --output scores.json
+    python examples/emoji/score.py --model outputs/emoji/parrot --data outputs/emoji/data --output scores.json
     python examples/chat.py --model outputs/emoji/parrot --image FILE
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from conversations import PARROT_LANGUAGES, load_questions, write
 from emoji_data import load_data
-from evaluate import columns, draw_router, evaluate, table
+from score import columns, draw_router, evaluate, table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 

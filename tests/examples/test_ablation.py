@@ -64,10 +64,10 @@ def folder(tmp_path):
 
 def test_tables_give_mean_spread_and_paired_differences(folder):
     text = ablation.tables(folder, ["formats"])
-    assert "| English data only, as many rows in all | 2 | 61.0 ± 1.4 | 41.0 ± 1.4 |" in text
-    assert "| all formats | 2 | 61.0 ± 0.0 | 52.0 ± 2.8 |" in text
+    assert "| English data only, as many rows in all | 2 | 61.0 ± 1.4 / 41.0 ± 1.4 |" in text
+    assert "| all formats | 2 | 61.0 ± 0.0 / 52.0 ± 2.8 |" in text
     assert "Difference to *all formats* with the same seed" in text
-    assert "| English data only, as many rows in all | 0.0 ± 1.4 | -11.0 ± 1.4 |" in text
+    assert "| English data only, as many rows in all | 0.0 ± 1.4 / -11.0 ± 1.4 |" in text
     ablation.draw(folder, ["formats"], folder / "plot.png")
     assert (folder / "plot.png").stat().st_size > 10_000
 

@@ -220,6 +220,27 @@ def test_logits_for_labels_only_changes_neither_loss_nor_gradients(tiny, items):
     assert model.eval()(**inputs, labels=labels).logits is not None
 
 
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_layers_after_the_selected_one_are_not_run_and_stay(tiny, tower):
+    model, processor = tiny(tower=tower)
+    vision = model.model.vision_tower
+    blocks = next(part for part in vision.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == 3)
+    runs = []
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *call, number=number: runs.append(number))
+    inputs = encode(processor, ONE)
+    keys = list(model.state_dict())
+    with torch.no_grad():
+        whole = vision(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
+        runs.clear()
+        routing = inputs["routing_input_ids"], inputs["routing_attention_mask"]
+        features = model.get_image_features(inputs["pixel_values"], *routing)
+        assert runs == [0, 1] and list(model.state_dict()) == keys
+        torch.testing.assert_close(features.last_hidden_state, whole, rtol=0, atol=0)
+        all_states = model.get_image_features(inputs["pixel_values"], *routing, output_hidden_states=True)
+    assert len(all_states.hidden_states) == 4 and runs == [0, 1, 0, 1, 2]
+
+
 # ---------------------------------------------------------------------- generation
 
 

@@ -1,6 +1,6 @@
 """Score a checkpoint on the emoji questions, per language.
 
-    python examples/emoji/evaluate.py --model DIR --data DIR --output FILE.json
+    python examples/emoji/score.py --model DIR --data DIR --output FILE.json
 
 `--data` is what `conversations.py` wrote. Answers are generated, never ranked. Reported per language:
 
