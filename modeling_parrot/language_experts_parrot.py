@@ -35,7 +35,8 @@ class ParrotLanguageExperts(nn.Module):
 
     An image's routing probabilities depend on the image and its text, not on the token. So the E experts of width I
     are one wide MLP of E * I hidden units, scaled block-wise by the probabilities: three large products, no loop over
-    experts, and plain linear layers that LoRA, quantisation and sharding know.
+    experts, and plain linear layers that LoRA, quantisation and sharding know. Where only some experts are active, and
+    the weights are plain, each runs on its own images only.
 
     Shapes: N images, S visual tokens, L tokens of routing text, C width of the language model, E experts.
     """
@@ -100,13 +101,49 @@ class ParrotLanguageExperts(nn.Module):
             The visual tokens G [N, S, C], in the features' dtype.
         """
         weights = weights.to(features.dtype)
-        up = self.up_proj(features)  # [N, S, E * I]
-        hidden = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(features)) * up
-        hidden = hidden.unflatten(-1, (self.num_experts, -1)) * weights[:, None, :, None]  # [N, S, E, I]
-        mixture = self.down_proj(hidden.flatten(-2))  # [N, S, C]
+        mixture = self._mix_active(features, weights) if self._can_slice() else self._mix_all(features, weights)
         if self.down_bias is not None:
             mixture = mixture + self.down_bias(weights)[:, None]
         return self.residual_scale * features + self.expert_scale * mixture
+
+    def _mix_all(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Every expert on every image, as one wide MLP; [N, S, C] to [N, S, C]."""
+        up = self.up_proj(features)  # [N, S, E * I]
+        hidden = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(features)) * up
+        hidden = hidden.unflatten(-1, (self.num_experts, -1)) * weights[:, None, :, None]  # [N, S, E, I]
+        return self.down_proj(hidden.flatten(-2))
+
+    def _mix_active(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The same where most weights are zero: each expert only on the images that it is active for."""
+        split = (self.num_experts, -1)
+        ups, downs = self.up_proj.weight.unflatten(0, split), self.down_proj.weight.unflatten(1, split).unbind(1)
+        up_biases = None if self.up_proj.bias is None else self.up_proj.bias.unflatten(0, split)
+        gates = None if self.gate_proj is None else self.gate_proj.weight.unflatten(0, split).unbind()
+        mixture = torch.zeros_like(features)
+        active = weights.detach() != 0  # [N, E]
+        for expert, up_weight in enumerate(ups.unbind()):
+            rows = active[:, expert].nonzero().flatten()
+            if len(rows) == 0:
+                continue
+            part = features[rows]
+            hidden = nn.functional.linear(part, up_weight, None if up_biases is None else up_biases[expert])
+            hidden = (
+                self.act(hidden) if gates is None else self.act(nn.functional.linear(part, gates[expert])) * hidden
+            )
+            hidden = hidden * weights[rows, expert, None, None]  # [n, S, I]
+            mixture = mixture.index_add(0, rows, nn.functional.linear(hidden, downs[expert]))
+        return mixture
+
+    def _can_slice(self) -> bool:
+        """Whether few experts are active and their weights are plain: no LoRA, not quantised, not sharded."""
+        if self.num_active == self.num_experts or torch.compiler.is_compiling():
+            return False
+        layers = [layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None]
+        is_plain = all(type(layer) in (nn.Linear, ParrotExpertOutput) for layer in layers)
+        # DTensor, ZeRO-3
+        return is_plain and not any(
+            hasattr(layer.weight, name) for layer in layers for name in ("placements", "ds_id")
+        )
 
 
 __all__ = ["ParrotLanguageExperts", "ParrotMultiModalProjector"]

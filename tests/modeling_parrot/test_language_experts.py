@@ -71,6 +71,31 @@ def test_gradients_equal_those_of_experts_one_by_one(expert_type):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("expert_type", ["swiglu", "mlp"])
+def test_running_active_experts_only_changes_neither_result_nor_gradients(monkeypatch, expert_type):
+    module = experts(expert_type=expert_type, num_active_experts=2)
+    features = torch.randn(N, S, C, dtype=torch.double, requires_grad=True)
+    probabilities = torch.randn(N, E, dtype=torch.double).softmax(-1).requires_grad_()
+    inputs = [features, probabilities, *(p for name, p in module.named_parameters() if "router" not in name)]
+    rows = []
+    plain = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *rest: rows.append(len(x)) or plain(x, *rest))
+    results = []
+    for dense in (False, True):
+        if dense:
+            monkeypatch.setattr(module, "_can_slice", lambda: False)
+        rows.clear()
+        output = module(features, module.select(probabilities))
+        kinds = 3 if expert_type == "swiglu" else 2
+        biases = 0 if module.down_bias is None else 1
+        assert sum(rows) - biases * N == (
+            kinds * N if dense else kinds * 2 * N
+        )  # images, of one wide MLP or of k each
+        results.append([output, *torch.autograd.grad(output.pow(2).sum(), inputs)])
+    for sparse, dense in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, dense)
+
+
 def test_selection_keeps_the_most_probable_and_does_not_rescale():
     probabilities = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
     assert experts(num_active_experts=2).select(probabilities).tolist() == [
