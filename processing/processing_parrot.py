@@ -262,8 +262,11 @@ class ParrotProcessor(ProcessorMixin):
             kwargs.setdefault("add_special_tokens", False)
         has_images = images is not None and self.image_token in "".join(text or ())
         routed = self.routing_scope is not None and has_images
+        tensors = None
         if routed:
             kwargs.update(return_offsets_mapping=True, return_text_replacement_offsets=True)
+            # Tensors come last: made by the tokenizer, those of the offsets alone took longer than all other tokens' work.
+            tensors = kwargs.pop("return_tensors", None)
         encoded = super().__call__(images=images, text=text, **kwargs)
         if not routed:
             return encoded
@@ -279,10 +282,14 @@ class ParrotProcessor(ProcessorMixin):
                     f"`routing_text` has {len(texts)} texts, but there are {count} images: one per image."
                 )
             rows = [self.tokenizer(sample, add_special_tokens=False)["input_ids"] for sample in texts]
-        for name in ("offset_mapping", "text_replacement_offsets"):
-            if not wanted.get(f"return_{name}" if name != "offset_mapping" else "return_offsets_mapping"):
-                encoded.pop(name, None)
-        encoded.update(self._pad_rows(rows, wanted.get("return_tensors")))
+        kept = encoded.pop("text_replacement_offsets", None)
+        if not wanted.get("return_offsets_mapping"):
+            encoded.pop("offset_mapping", None)
+        encoded.update(self._pad_rows(rows, None if tensors else wanted.get("return_tensors")))
+        if tensors:
+            encoded = BatchFeature(encoded.data, tensor_type=tensors)
+        if wanted.get("return_text_replacement_offsets"):
+            encoded["text_replacement_offsets"] = kept
         return encoded
 
     def apply_chat_template(self, conversation, chat_template=None, tools=None, documents=None, **kwargs):  # type: ignore[override]
