@@ -30,6 +30,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_data.images import BadImageError, load_image
 from parrot_eval.analysis import Routing, expert_weights, gap, modality_features, routing
 from parrot_eval.benchmarks import Benchmark, load_benchmark
@@ -58,9 +59,9 @@ def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -
     return path
 
 
-def load(folder: str) -> tuple[Any, Any]:
-    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
-    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+def load(folder: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
+    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 # --------------------------------------------------------------------------------------------------------- experts
@@ -273,6 +274,11 @@ def main() -> None:
     parser.add_argument("--scores", nargs="+", type=Path, help="for `radar`: scores.json of evaluate.py")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files inside the checkpoint, not the package's",
+    )
     args = parser.parse_args()
     needed = {"experts": ("model", "benchmark"), "gap": ("model", "benchmark"), "words": ("model", "image", "question"),
               "radar": ("scores",)}[args.what]  # fmt: skip
@@ -285,12 +291,24 @@ def main() -> None:
             made = draw_radar(args.scores, args.output)
         elif args.what == "words":
             image = load_image(args.image, "--image").convert("RGB")
-            made = draw_words(routing(*load(args.model[0]), image, args.question), image, args.question, args.output)
+            made = draw_words(
+                routing(*load(args.model[0], args.trust_remote_code), image, args.question),
+                image,
+                args.question,
+                args.output,
+            )
         elif args.what == "experts":
-            made = experts(*load(args.model[0]), load_benchmark(args.benchmark, limit=args.limit), args.output)
+            made = experts(
+                *load(args.model[0], args.trust_remote_code),
+                load_benchmark(args.benchmark, limit=args.limit),
+                args.output,
+            )
         else:
             benchmark = load_benchmark(args.benchmark, limit=args.limit)
-            features = {Path(folder).name: features_of(*load(folder), benchmark) for folder in args.model}
+            features = {
+                Path(folder).name: features_of(*load(folder, args.trust_remote_code), benchmark)
+                for folder in args.model
+            }
             made = draw_gap(features, args.output, args.seed)
     except (ValueError, FileNotFoundError, BadImageError) as error:
         sys.exit(f"error: {error}")

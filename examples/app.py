@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteriaList, TextIteratorStreamer
 from transformers.utils import logging
 
+import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_data.images import load_image
 from parrot_data.languages import language_of
 from parrot_eval.prompts import load_wording
@@ -249,12 +250,21 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
     parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files inside the checkpoint, not the package's",
+    )
     args = parser.parse_args()
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForImageTextToText.from_pretrained(args.model, trust_remote_code=True, dtype="auto")
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        args.model, trust_remote_code=args.trust_remote_code, dtype="auto"
+    )
     answerer = Answerer(
-        model.to(device), AutoProcessor.from_pretrained(args.model, trust_remote_code=True), args.max_new_tokens
+        model.to(device),
+        AutoProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code),
+        args.max_new_tokens,
     )
     pictures = (
         sorted(path for path in args.images.iterdir() if path.suffix.lower() in IMAGE_TYPES) if args.images else []

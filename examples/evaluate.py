@@ -24,6 +24,7 @@ from accelerate.state import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_data.images import BadImageError
 from parrot_eval.asking import RANKED, ask, settings_of
 from parrot_eval.benchmarks import JUDGED, KINDS, Benchmark, known_benchmarks, load_benchmark
@@ -68,6 +69,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--score-only", action="store_true", help="score the answers that are there, without the model"
     )
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files inside the checkpoint, not the package's",
+    )
     args = parser.parse_args()
     if not args.list and not (args.model and args.benchmark):
         parser.error("give --model and --benchmark, or --list")
@@ -78,8 +84,10 @@ def arguments() -> argparse.Namespace:
 
 def load_asker(args: argparse.Namespace, state: PartialState) -> Asker:
     dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, trust_remote_code=True, dtype=dtype)
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(
+        args.model, trust_remote_code=args.trust_remote_code, dtype=dtype
+    )
+    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     return Asker(model.to(state.device), processor, args.max_new_tokens)
 
 

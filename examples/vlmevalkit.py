@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_eval.generation import Asker, Request
 
 
@@ -28,11 +29,13 @@ def adapter(base: type) -> type:
     class Parrot(base):  # type: ignore[misc, valid-type]
         INTERLEAVE = False
 
-        def __init__(self, pretrained: str, max_new_tokens: int):
+        def __init__(self, pretrained: str, max_new_tokens: int, trust_remote_code: bool = False):
             super().__init__()
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-            model: Any = AutoModelForImageTextToText.from_pretrained(pretrained, trust_remote_code=True, dtype="auto")
-            processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True)
+            model: Any = AutoModelForImageTextToText.from_pretrained(
+                pretrained, trust_remote_code=trust_remote_code, dtype="auto"
+            )
+            processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
             self.asker = Asker(model.to(device), processor, max_new_tokens)
 
         def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
@@ -49,6 +52,11 @@ def main() -> None:
     parser.add_argument("--kit", type=Path, required=True, help="checkout of VLMEvalKit")
     parser.add_argument("--model", required=True, help="folder of a checkpoint, or id on the Hub")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files inside the checkpoint, not the package's",
+    )
     args, others = parser.parse_known_args()
     run = args.kit / "run.py"
     if not run.is_file():
@@ -58,7 +66,7 @@ def main() -> None:
     from vlmeval.vlm.base import BaseModel
 
     name = Path(args.model).name
-    supported_VLM[name] = partial(adapter(BaseModel), args.model, args.max_new_tokens)
+    supported_VLM[name] = partial(adapter(BaseModel), args.model, args.max_new_tokens, args.trust_remote_code)
     sys.argv = [str(run), "--model", name, *others]
     runpy.run_path(str(run), run_name="__main__")
 

@@ -41,7 +41,6 @@ WRITTEN_IN = {
     "Hebrew": {"he"},
     "Thai": {"th"},
 }
-WORD_SCRIPTS = ("Han", "kana", "Hangul")  # one letter may be a whole answer
 # Serbian and Kazakh are written in Latin letters too.
 NOT_LATIN = set().union(*WRITTEN_IN.values()) - {"sr", "kk"}
 LETTERS = {script: re.compile(pattern) for script, pattern in SCRIPTS.items()}
@@ -88,8 +87,7 @@ def language_of(
             them is written in is identified among all, because it is in none of them.
         expected: what the text should be in. Other languages need clearly more evidence, and where the text can be in
             one of its close relatives just as well (see `same_language`), it is in the expected one.
-        min_letters: fewer cannot tell languages of one script apart. A script of one language needs two,
-            or one if its letters are words.
+        min_letters: fewer cannot tell languages of one script apart. A script of one language needs two.
 
     Returns:
         One of the candidates as it was written there, else a code without region; None if the text is too short or
@@ -115,7 +113,7 @@ def language_of(
         possible = possible & WRITTEN_IN[script]
     chosen = (possible & names.keys()) or possible
     wanted = base_code(expected) if expected else None
-    if len(chosen) == 1 and letters >= (1 if script in WORD_SCRIPTS else 2):
+    if letters >= 2 and len(chosen) == 1:
         found: str | None = next(iter(chosen))
     elif letters < min_letters:
         return None

@@ -12,6 +12,7 @@ from lmms_eval.api.model import lmms
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_eval.generation import Asker, Request
 
 
@@ -26,6 +27,7 @@ class ParrotLmmsEval(lmms):
         device: by default the process's GPU, or the CPU.
         dtype: of the weights: auto, bfloat16, float16, float32.
         max_new_tokens: where a task does not say.
+        trust_remote_code: run the Python files inside the checkpoint, not the package's.
     """
 
     is_simple = True
@@ -37,6 +39,7 @@ class ParrotLmmsEval(lmms):
         device: str | None = None,
         dtype: str = "auto",
         max_new_tokens: int = 128,
+        trust_remote_code: bool = False,
         max_batch_size: int | str | None = None,
     ):
         super().__init__()
@@ -46,8 +49,10 @@ class ParrotLmmsEval(lmms):
         several = PartialState().num_processes > 1
         self.device = PartialState().device if several or device is None else torch.device(device)
         weights = dtype if dtype == "auto" else getattr(torch, dtype)
-        model: Any = AutoModelForImageTextToText.from_pretrained(pretrained, trust_remote_code=True, dtype=weights)
-        processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=True)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            pretrained, trust_remote_code=trust_remote_code, dtype=weights
+        )
+        processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
         self.asker = Asker(model.to(self.device), processor, max_new_tokens)
 
     @property
