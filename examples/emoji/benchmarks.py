@@ -10,8 +10,8 @@ writes, from pictures in the style that no training saw, for each language
 - `pope_LANG.tsv`: Yes/No questions on things that are shown and things that are not, as in POPE: random ones, popular
   ones, and ones of the same group (adversarial).
 
-and `formats.jsonl`: questions on training pictures that `conversations.py` wrote into DIR's parent, or `--pictures`,
-answered with an option's letter or with yes or no, in PARROT's mixture of languages.
+and, with `--pictures` (what `conversations.py` wrote), into that folder `formats.jsonl`: such questions on training pictures,
+answered with an option's text or with yes or no, in PARROT's mixture of languages. `recipes/formats.yaml` trains on them.
 """
 
 import argparse
@@ -114,7 +114,12 @@ def pope_rows(data: EmojiData, wording: Wording, lang: str, pictures: dict[str, 
 def format_rows(
     data: EmojiData, wording: Wording, views: dict[str, list[str]], count: int, seed: int, languages: Sequence[str]
 ) -> list[Row]:
-    """Training rows that are answered with an option's letter or with yes or no, asked as `parrot_eval` asks."""
+    """
+    Training rows asked as `parrot_eval` asks, answered with an option's text or with yes or no.
+
+    The text, though a letter is asked for: a model this small soon learns to repeat the right option, and does not learn
+    within the demo's steps to point at it.
+    """
     rng = random.Random(f"formats {seed}")
     shares = language_shares(languages)
     pool = [concept for concept in data.split("train") if concept.id in views]
@@ -126,9 +131,9 @@ def format_rows(
             shown = [concept, *distractors(concept, pool, rng)]
             rng.shuffle(shown)
             options = {letter: other.names[lang] for letter, other in zip(LETTERS, shown, strict=False)}
-            answer = LETTERS[shown.index(concept)]
-            question = Question("", lang, naming_question(wording, lang, rng), answer, options)
-            task = "letter"
+            letter = LETTERS[shown.index(concept)]
+            question = Question("", lang, naming_question(wording, lang, rng), letter, options)
+            answer, task = concept.names[lang], "option"
         else:
             other = rng.choice([thing for thing in pool if thing.id != concept.id])
             thing, yes = (concept, True) if rng.random() < 0.5 else (other, False)
