@@ -18,14 +18,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import transformers
-from benchmark_models import SHAPES, SIDES, PublishedExperts, Shape, batch, build, changed, freeze
+from benchmark_models import SHAPES, SIDES, PublishedExperts, Shape, batch, build, freeze
+from benchmark_report import figures, tables
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -64,12 +65,6 @@ def by_turns(
         for name in names if number % 2 == 0 else reversed(names):
             times[name].append(timed(works[name], device))
     return times
-
-
-def ratio(times: dict[str, list[float]], one: str, other: str) -> dict[str, float]:
-    """Median and spread (quartiles) of the ratio within a round."""
-    ratios = sorted(a / b for a, b in zip(times[one], times[other], strict=True))
-    return {"ratio": median(ratios), "low": ratios[len(ratios) // 4], "high": ratios[-1 - len(ratios) // 4]}
 
 
 def flops_of(work: Callable[[], Any]) -> int:
@@ -161,7 +156,7 @@ def resident(peak: bool = False) -> int:
 
 def adapter_step(side: str, shape: Shape, args: argparse.Namespace) -> Callable[[], None]:
     """Experts forward and backward, with gradients for their input and parameters."""
-    model = build("parrot", changed(shape, layers=1, tower_layers=1, vocabulary=1000), args.dtype, args.device)
+    model = build("parrot", replace(shape, layers=1, tower_layers=1, vocabulary=1000), args.dtype, args.device)
     config = model.config
     experts = model.model.language_experts if side == "parrot" else PublishedExperts(config)
     experts = experts.to(args.device, args.dtype)
@@ -196,7 +191,7 @@ def measure_top_k(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
     """Experts' forward pass: one of 48 against all of 6, of equal width."""
     works = {}
     for name, values in {"1 of 48": {"experts": 48, "active": 1}, "6 of 6": {"experts": 6}}.items():
-        small = changed(shape, layers=1, tower_layers=1, vocabulary=1000, **values)
+        small = replace(shape, layers=1, tower_layers=1, vocabulary=1000, **values)
         experts = build("parrot", small, args.dtype, args.device).model.language_experts.eval()
         with torch.no_grad():
             experts.router.weight.normal_()
@@ -362,119 +357,31 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     for name in args.shapes:
         for vocabulary in args.vocabulary or [SHAPES[name].vocabulary]:
-            shape = changed(SHAPES[name], vocabulary=vocabulary)
+            shape = replace(SHAPES[name], vocabulary=vocabulary)
             title = f"{name}, vocabulary {vocabulary // 1000}k"
             if "stage1" in args.only:
                 add(f"stage1, {title}", measure_training("stage1", shape, args))
             for width in args.expert_width or [shape.expert_width] if "stage2" in args.only else ():
-                wide = changed(shape, expert_width=width)
+                wide = replace(shape, expert_width=width)
                 add(f"stage2, {title}, experts {width}", measure_training("stage2", wide, args))
         shape = SHAPES[name]
         if "first_token" in args.only:
             for rows in (1, 16):
                 add(
                     f"time to first token, {name}, batch {rows}",
-                    measure_first_token(changed(shape, text=64), args, rows),
+                    measure_first_token(replace(shape, text=64), args, rows),
                 )
         if "decoding" in args.only:
             add(f"decoding, {name}", measure_decoding(shape, args))
-    wide = changed(SHAPES["small"], width=4096 if args.device == "cuda" else 1024, heads=8, expert_width=1024)
+    wide = replace(SHAPES["small"], width=4096 if args.device == "cuda" else 1024, heads=8, expert_width=1024)
     if "adapter" in args.only:
         add("adapter, forward and backward", measure_adapter(wide, args))
     if "top_k" in args.only:
-        add("top-1 of 48 against all of 6", measure_top_k(changed(wide, expert_width=512), args))
+        add("top-1 of 48 against all of 6", measure_top_k(replace(wide, expert_width=512), args))
     if "data" in args.only:
         for name, result in measure_data(args).items():
             add(name, result)
     return results
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a figure should be: `figure` of the result whose name begins with `name`."""
-
-    name: str
-    figure: str
-    limit: float
-    at_most: bool = True
-
-
-GOALS = (
-    Goal("stage1, small, vocabulary 32k", "time", 0.33),
-    Goal("stage1, small, vocabulary 152k", "time", 0.23),
-    Goal("stage1, 0.5b", "time", 0.65),
-    Goal("stage1, 7b", "time", 0.92),
-    Goal("stage1, small, vocabulary 32k", "memory", 0.55),
-    Goal("stage1, small, vocabulary 152k", "memory", 0.32),
-    Goal("stage1, 0.5b", "memory", 0.50),
-    Goal("stage1, 7b", "memory", 0.75),
-    Goal("stage2, small, vocabulary 32k, experts 512", "time", 0.45),
-    Goal("stage2, small, vocabulary 32k, experts 512", "memory", 0.60),
-    Goal("stage2, 0.5b", "time", 0.95),
-    Goal("stage2, 0.5b", "memory", 0.75),
-    Goal("stage2, 7b", "time", 0.95),
-    Goal("stage2, 7b", "memory", 0.75),
-    Goal("time to first token", "time", 1.05),
-    Goal("decoding", "time", 1 / 0.99),
-    Goal("adapter", "time", 1 / 1.5 if torch.cuda.is_available() else 1 / 2.5),
-    Goal("adapter", "memory", 0.5),
-    Goal("top-1 of 48", "time", 0.5),
-    Goal("processor call", "time", 1.2),
-    Goal("data path", "images per second", 100, at_most=False),
-)
-
-
-def figures(result: dict[str, Any]) -> dict[str, float]:
-    """The first side's time and memory as ratios to the second's; images per second as they are."""
-    one, other = result["compared"]
-    found = {"time": ratio(result["seconds"], one, other)["ratio"]} if one in result["seconds"] else {}
-    if "memory" in result:
-        found["memory"] = result["memory"][one] / result["memory"][other]
-    if "images_per_second" in result:
-        found["images per second"] = result["images_per_second"]
-    return found
-
-
-def tables(content: dict[str, Any]) -> str:
-    """Markdown: the machine, every measurement, and the goals that apply to what was measured."""
-    machine, results = content["machine"], content["results"]
-    lines = [
-        "# Benchmark",
-        "",
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, {machine['dtype']}, batch {machine['batch_size']}; a large matrix product reaches "
-        f"{machine['peak_flops'] / 1e9:,.0f} GFLOP/s. Ratios are medians over rounds, with quartiles.",
-        "",
-        "| what | side | time, ms | ratio of times | peak memory, MiB | ratio of memory | TFLOP | of peak, % |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, result in results.items():
-        reference = result["compared"][1]
-        for side, values in result["seconds"].items():
-            compared = ratio(result["seconds"], side, reference)
-            cells = [name, side, f"{1000 * median(values):,.1f}"]
-            cells.append(f"{compared['ratio']:.3f} ({compared['low']:.3f} to {compared['high']:.3f})")
-            memory = result.get("memory", {})
-            cells += (
-                [f"{memory[side] / 2**20:,.0f}", f"{memory[side] / memory[reference]:.3f}"] if memory else ["", ""]
-            )
-            flops = result.get("flops", {}).get(side)
-            share = 100 * flops / median(values) / machine["peak_flops"] if flops else 0
-            cells += [f"{flops / 1e12:.3f}", f"{share:.0f}"] if flops else ["", ""]
-            lines.append(f"| {' | '.join(cells)} |")
-    rows = []
-    for goal in GOALS:
-        for name, result in results.items():
-            value = figures(result).get(goal.figure) if name.startswith(goal.name) else None
-            if value is not None:
-                met = value <= goal.limit if goal.at_most else value >= goal.limit
-                sign = "≤" if goal.at_most else "≥"
-                rows.append(
-                    f"| {name} | {goal.figure} | {sign} {goal.limit:.2f} | {value:.3f} | {'met' if met else '**not met**'} |"
-                )
-    if rows:
-        lines += ["", "| goal | figure | wanted | measured | |", "|---|---|---:|---:|---|", *rows]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What `benchmark.py` compares: shapes, random models of three kinds that share them, and batches."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -180,7 +180,3 @@ def batch(shape: Shape, rows: int, dtype: torch.dtype, device: str, side: str, *
         question = text[:, 4 : -shape.labels].repeat_interleave(images, 0)
         inputs |= {"routing_input_ids": question, "routing_attention_mask": torch.ones_like(question)}
     return {name: value.to(device) for name, value in (inputs | {"labels": labels}).items()}
-
-
-def changed(shape: Shape, **values: Any) -> Shape:
-    return replace(shape, **values)
