@@ -46,6 +46,17 @@ def test_logits_in_half_precision_are_summed_in_float32(monkeypatch):
     torch.testing.assert_close(one, other, rtol=0.02, atol=2e-3)
 
 
+def test_under_autocast_it_is_what_autocast_makes_of_the_plain_loss():
+    hidden, head, labels = problem()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = label_loss(hidden, head, labels), plain(hidden, head, labels, len(labels))
+    torch.testing.assert_close(found, wanted)
+    pairs = zip(gradients(found, hidden, head.weight), gradients(wanted, hidden, head.weight), strict=True)
+    for one, other in pairs:
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.02, atol=2e-3)
+
+
 def test_micro_batches_with_unequal_numbers_of_labels_add_up_to_the_whole():
     hidden, head, labels = problem()
     whole = gradients(label_loss(hidden, head, labels, len(labels)), head.weight)[0]
