@@ -1,9 +1,13 @@
-"""Small training sets in LLaVA's format, with image files, written where a test wants them; a sentence in 13 languages."""
+"""Small training sets in LLaVA's format and benchmarks in VLMEvalKit's, written where a test wants them; a sentence in 13 languages."""
 
+import base64
+import csv
+import io
 import json
 from pathlib import Path
 
 import tiny_models
+from PIL import Image
 
 
 DOG = "A brown dog runs across the wet grass with a red ball in its mouth."
@@ -58,3 +62,18 @@ def write(folder: Path, content: list[dict] | None = None) -> Path:
     path = folder / "data.json"
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+def encoded(image: int | Image.Image) -> str:
+    """A picture, or that of `tiny_models.picture` with this index, as benchmarks hold it: PNG in base64."""
+    file = io.BytesIO()
+    (tiny_models.picture(image) if isinstance(image, int) else image).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def write_tsv(path: Path, rows: list[dict]) -> str:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)

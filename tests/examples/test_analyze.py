@@ -1,8 +1,6 @@
 """`analyze.py` as people call it: every plot comes with the data that it shows, and missing arguments are named."""
 
-import base64
 import csv
-import io
 import json
 import sys
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from PIL import Image
+from tiny_data import encoded, write_tsv
 
 
 pytest.importorskip("sklearn")
@@ -34,15 +33,11 @@ def checkpoint(tiny, tmp_path_factory):
 def benchmark(tmp_path_factory):
     folder, files = tmp_path_factory.mktemp("benchmark"), []
     for language, (question, one, other) in QUESTIONS.items():
-        rows = []
-        for number in range(12):
-            file = io.BytesIO()
-            tiny_models.picture(number).save(file, "PNG")
-            rows.append([number, base64.b64encode(file.getvalue()).decode(), question, one, other, "AB"[number % 2]])
-        files.append(str(folder / f"mmmb_{language}.tsv"))
-        with open(files[-1], "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t")
-            writer.writerows([["index", "image", "question", "A", "B", "answer"], *rows])
+        rows = [
+            {"index": n, "image": encoded(n), "question": question, "A": one, "B": other, "answer": "AB"[n % 2]}
+            for n in range(12)
+        ]
+        files.append(write_tsv(folder / f"mmmb_{language}.tsv", rows))
     return files
 
 

@@ -1,8 +1,5 @@
 """`evaluate.py` as people call it: one command to a report, two processes, scoring again, and what is refused."""
 
-import base64
-import csv
-import io
 import json
 import os
 import subprocess
@@ -10,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_models
 from chat_server import says
+from tiny_data import encoded, write_tsv
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,20 +17,6 @@ import evaluate  # noqa: E402
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def encoded(index):
-    file = io.BytesIO()
-    tiny_models.picture(index).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def write_tsv(path, rows):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

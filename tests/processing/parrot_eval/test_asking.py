@@ -1,11 +1,9 @@
 """A run over a benchmark: the same answers from any number of processes, nothing asked twice, bad images, controls."""
 
 import base64
-import csv
-import io
 
 import pytest
-import tiny_models
+from tiny_data import encoded, write_tsv
 
 from parrot_data.images import BadImageError
 from parrot_eval.asking import ask, exchanged_pictures, settings_of
@@ -15,20 +13,6 @@ from parrot_eval.predictions import Predictions
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def encoded(index):
-    file = io.BytesIO()
-    tiny_models.picture(index).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def write_tsv(path, rows):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
 
 
 def rows(question, count=5):

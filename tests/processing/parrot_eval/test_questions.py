@@ -1,12 +1,12 @@
 """Reading benchmarks: VLMEvalKit's TSV files as they are, data sets, references between rows, and what is refused."""
 
 import base64
-import csv
 import io
 
 import datasets
 import pytest
 from PIL import Image
+from tiny_data import write_tsv
 
 from parrot_data.images import BadImageError
 from parrot_eval.benchmarks import load_benchmark
@@ -22,14 +22,6 @@ def picture(colour):
 
 def encoded(colour):
     return base64.b64encode(picture(colour)).decode()
-
-
-def write_tsv(path, rows):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return str(path)
 
 
 def row(index=1, image=None, **values):
