@@ -13,7 +13,7 @@ that shards, workers and later runs agree. Pure functions of text: no image is o
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,29 @@ def load_instructions(*paths: str | Path) -> Instructions:
     Raises:
         ValueError: a language lacks its name or lines; names file, language and key.
     """
+    return read_languages(Path(__file__).parent / "parrot_data" / "instructions.yaml", paths, check_language)
+
+
+def read_languages(
+    standard: Path, further: Sequence[str | Path], check: Callable[[Any, Any, str], None]
+) -> dict[str, dict[str, Any]]:
+    """
+    {language: its content} of YAML files, where a language in a later file replaces that of an earlier one.
+
+    Args:
+        standard: the package's own file.
+        further: those of a user, of the same form.
+        check: called with each language, its content and its file; raises ValueError.
+    """
     import yaml
 
-    result: Instructions = {}
-    for path in (Path(__file__).parent / "parrot_data" / "instructions.yaml", *map(Path, paths)):
+    result: dict[str, dict[str, Any]] = {}
+    for path in (standard, *map(Path, further)):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected languages with their lines, as in instructions.yaml.")
-        for language, lines in content.items():
-            check_language(language, lines, str(path))
+            raise ValueError(f"{path}: expected languages with what belongs to them, as in {standard.name}.")
+        for language, own in content.items():
+            check(language, own, str(path))
         result |= content
     return result
 

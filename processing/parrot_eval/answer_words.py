@@ -8,6 +8,8 @@ from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from instructions_parrot import read_languages
+
 
 ROLES = (
     "answer option choose before_letter after_letter or right wrong therefore but as_for correction first_thought unsure "
@@ -41,16 +43,7 @@ def load_answer_words(*paths: str | Path) -> "dict[str, Vocabulary]":
         ValueError: a language lacks a key, has one that does not exist, or its value is no text; names file, language
             and key.
     """
-    import yaml
-
-    languages: dict[str, dict[str, Any]] = {}
-    for path in (Path(__file__).parent / "answers.yaml", *map(Path, paths)):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected languages with their words, as in answers.yaml.")
-        for language, words in content.items():
-            check_words(language, words, str(path))
-        languages |= content
+    languages = read_languages(Path(__file__).parent / "answers.yaml", paths, check_words)
     english = Vocabulary(languages["en"])
     return {code: english if code == "en" else Vocabulary(words, english) for code, words in languages.items()}
 
