@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import yaml
 from accelerate.state import PartialState
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import modeling_parrot  # noqa: F401 (registers Parrot's classes)
@@ -82,15 +81,6 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def load_asker(args: argparse.Namespace, state: PartialState) -> Asker:
-    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    model = AutoModelForImageTextToText.from_pretrained(
-        args.model, trust_remote_code=args.trust_remote_code, dtype=dtype
-    )
-    processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    return Asker(model.to(state.device), processor, args.max_new_tokens)
-
-
 def evaluate(args: argparse.Namespace, benchmark: Benchmark) -> tuple[Results, Path] | None:
     """Asks and scores; the results in the first process, None in the others."""
     state = PartialState(cpu=not torch.accelerator.is_available())  # so that several processes work on CPUs too
@@ -107,7 +97,13 @@ def evaluate(args: argparse.Namespace, benchmark: Benchmark) -> tuple[Results, P
     with state.main_process_first():
         kept = {name: Predictions(folder / name, settings | {"control": control}) for name, control in runs.items()}
     if not args.score_only:
-        asker = load_asker(args, state)
+        asker = Asker.from_pretrained(
+            args.model,
+            state.device,
+            dtype=args.dtype,
+            max_new_tokens=args.max_new_tokens,
+            trust_remote_code=args.trust_remote_code,
+        )
         for name, control in runs.items():
             bad = ask(
                 benchmark,

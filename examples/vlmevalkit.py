@@ -13,11 +13,9 @@ import runpy
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_eval.generation import Asker, Request
@@ -32,11 +30,9 @@ def adapter(base: type) -> type:
         def __init__(self, pretrained: str, max_new_tokens: int, trust_remote_code: bool = False):
             super().__init__()
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                pretrained, trust_remote_code=trust_remote_code, dtype="auto"
+            self.asker = Asker.from_pretrained(
+                pretrained, device, max_new_tokens=max_new_tokens, trust_remote_code=trust_remote_code
             )
-            processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
-            self.asker = Asker(model.to(device), processor, max_new_tokens)
 
         def generate_inner(self, message: list[dict[str, str]], dataset: str | None = None) -> str:
             """The answer to one question, given as parts of type "image" (a file) and "text"."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 class Request(NamedTuple):
@@ -39,6 +40,29 @@ class Asker:
                 f"The processor {type(processor).__name__} has no chat template, so there is no way to know how the "
                 "model wants to be asked. Save it with one."
             )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        device: Any = "cpu",
+        *,
+        dtype: str = "auto",
+        max_new_tokens: int = 128,
+        trust_remote_code: bool = False,
+    ) -> "Asker":
+        """
+        Args:
+            name: folder of a checkpoint, or id on the Hub. Without `trust_remote_code` its classes have to be known,
+                as Parrot's are after `import modeling_parrot`.
+            dtype: of the weights: auto, bfloat16, float16, float32.
+        """
+        weights = dtype if dtype == "auto" else getattr(torch, dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=weights, trust_remote_code=trust_remote_code
+        )
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+        return cls(model.to(device), processor, max_new_tokens)
 
     def encode(self, requests: Sequence[Request]) -> Any:
         """Inputs of a batch, padded on the left, on the model's device."""

@@ -10,7 +10,6 @@ from accelerate.state import PartialState
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_eval.generation import Asker, Request
@@ -48,12 +47,13 @@ class ParrotLmmsEval(lmms):
         self.batch_size = int(batch_size)
         several = PartialState().num_processes > 1
         self.device = PartialState().device if several or device is None else torch.device(device)
-        weights = dtype if dtype == "auto" else getattr(torch, dtype)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            pretrained, trust_remote_code=trust_remote_code, dtype=weights
+        self.asker = Asker.from_pretrained(
+            pretrained,
+            self.device,
+            dtype=dtype,
+            max_new_tokens=max_new_tokens,
+            trust_remote_code=trust_remote_code,
         )
-        processor = AutoProcessor.from_pretrained(pretrained, trust_remote_code=trust_remote_code)
-        self.asker = Asker(model.to(self.device), processor, max_new_tokens)
 
     @property
     def rank(self) -> int:

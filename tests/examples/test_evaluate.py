@@ -63,7 +63,7 @@ def test_one_command_gives_a_report_and_scoring_needs_no_model(checkpoint, files
     stored = (folder / "predictions.jsonl").read_text(encoding="utf-8")
     assert len(stored.splitlines()) == 10
     (folder / "report.md").unlink()
-    monkeypatch.setattr(evaluate, "load_asker", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluate.Asker, "from_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
     run(monkeypatch, *arguments, "--score-only")
     assert (folder / "report.md").read_text(encoding="utf-8") == text
 
@@ -126,7 +126,7 @@ def test_free_answers_are_kept_when_there_is_no_judge_and_rated_when_there_is(
         run(monkeypatch, *arguments)
     folder = tmp_path / "out" / "mine" / "llava_bench-judged"
     assert "**No scores:" in (folder / "report.md").read_text() and (folder / "predictions.jsonl").exists()
-    monkeypatch.setattr(evaluate, "load_asker", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(evaluate.Asker, "from_pretrained", lambda *_, **__: pytest.fail("asked again"))
     judge = ["--judge-model", "j", "--score-only", "--judge-url"]
     with pytest.raises(SystemExit, match="no scores, The judge 'j' .* failed"):
         run(monkeypatch, *arguments, *judge, serve(lambda *_: (401, {}, "no key")).url)
