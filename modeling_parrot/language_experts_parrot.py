@@ -139,10 +139,12 @@ class ParrotLanguageExperts(nn.Module):
         if self.num_active == self.num_experts or torch.compiler.is_compiling():
             return False
         layers = [layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None]
-        is_plain = all(type(layer) in (nn.Linear, ParrotExpertOutput) for layer in layers)
-        # DTensor, ZeRO-3
-        return is_plain and not any(
-            hasattr(layer.weight, name) for layer in layers for name in ("placements", "ds_id")
+        # torchao quantises and FSDP shards the weight inside a plain layer: a tensor of another class. ZeRO-3 marks it.
+        return all(
+            type(layer) in (nn.Linear, ParrotExpertOutput)
+            and type(layer.weight) in (nn.Parameter, torch.Tensor)
+            and not hasattr(layer.weight, "ds_id")
+            for layer in layers
         )
 
 

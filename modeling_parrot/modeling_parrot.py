@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils.generic import can_return_tuple
 
 from configuration_parrot import ParrotConfig
@@ -69,6 +71,15 @@ class ParrotCausalLMOutputWithPast(ModelOutput):
     router_probs: torch.Tensor | None = None
 
 
+# What quantisation leaves as it is unless the caller says otherwise: small beside the language model, and every image
+# passes through it. Both names of each part, for models with and without a head.
+_NOT_QUANTIZED = ["lm_head"] + [
+    prefix + part
+    for part in ("vision_tower", "multi_modal_projector", "language_experts")
+    for prefix in ("", "model.")
+]
+
+
 class ParrotPreTrainedModel(PreTrainedModel):
     config_class = ParrotConfig
     base_model_prefix = "model"
@@ -94,6 +105,8 @@ class ParrotPreTrainedModel(PreTrainedModel):
         """
         As `PreTrainedModel.from_pretrained`, and refuses a folder whose projector or experts are not the ones asked
         for. `num_language_experts=E` on a folder saved without experts adds E new ones, which change nothing at first.
+        A `quantization_config` that does not list modules to leave out quantises the language model only, not its
+        head.
 
         Raises:
             ValueError: the weights have no projector, a part of the experts only, or another number of experts.
@@ -113,6 +126,8 @@ class ParrotPreTrainedModel(PreTrainedModel):
                     f"{pretrained_model_name_or_path} was saved with {saved} language experts, but {asked} were asked "
                     f"for. Load it with {saved}, or start from a folder without experts (after the alignment stage)."
                 )
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _only_language_model(kwargs["quantization_config"])
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
         missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
@@ -133,6 +148,17 @@ class ParrotPreTrainedModel(PreTrainedModel):
                 "Load it with the configuration it was saved with."
             )
         return (model, info) if output_loading_info else model
+
+
+def _only_language_model(quantization_config: Any) -> Any:
+    """A copy of the configuration that leaves tower, projector, experts and head out, unless it has a list already."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes, most others
+        if getattr(quantization_config, name, ()) is None:
+            setattr(quantization_config, name, list(_NOT_QUANTIZED))
+    return quantization_config
 
 
 class ParrotModel(ParrotPreTrainedModel):
