@@ -7,7 +7,8 @@ Compares Parrot with transformers' LLaVA and with PARROT's published algorithm: 
 
 All sides of a comparison have the same tower, language model, batch, dtype and attention, random weights, and run by turns in
 one process, so that a busy machine slows them alike: read the ratios. Peak memory is of a process of its own per side on a
-CPU, of the allocator on a GPU. Written: `benchmark.json` (every run), `benchmark.md` (tables).
+CPU, of the allocator on a GPU. `growth` shows how a training step grows with one size at a time. Written: `benchmark.json`
+(every run), `benchmark.md` (tables), `growth.png`.
 """
 
 import argparse
@@ -26,12 +27,20 @@ from typing import Any
 import torch
 import transformers
 from benchmark_models import SHAPES, SIDES, PublishedExperts, Shape, batch, build, freeze
-from benchmark_report import figures, tables
+from benchmark_report import draw_growth, figures, tables
 from torch.utils.flop_counter import FlopCounterMode
 
 
 STAGES = {"stage1": "alignment", "stage2": "instruction"}
-PARTS = ("stage1", "stage2", "first_token", "decoding", "adapter", "top_k", "data")
+PARTS = ("stage1", "stage2", "first_token", "decoding", "adapter", "top_k", "data", "growth")
+# What a training step is watched growing with; the other sizes stay as they are.
+GROWTH: dict[str, tuple[int, ...]] = {
+    "rows of the batch": (2, 4, 8, 16),
+    "images per row": (1, 2, 3, 4),
+    "text tokens per row": (128, 256, 512, 1024),
+    "experts, all active": (1, 2, 4, 8, 16),
+    "active experts of 8": (1, 2, 4, 8),
+}
 H100_BF16 = 989e12  # FLOP/s without sparsity
 
 
@@ -99,10 +108,10 @@ def training_step(model: Any, inputs: dict[str, Any]) -> Callable[[], None]:
     return step
 
 
-def train(part: str, side: str, shape: Shape, args: argparse.Namespace) -> Callable[[], None]:
+def train(part: str, side: str, shape: Shape, args: argparse.Namespace, images: int = 1) -> Callable[[], None]:
     model = build(side, shape, args.dtype, args.device, experts=part == "stage2")
     freeze(model, STAGES[part])
-    return training_step(model, batch(shape, args.batch_size, args.dtype, args.device, side))
+    return training_step(model, batch(shape, args.batch_size, args.dtype, args.device, side, images=images))
 
 
 def measure_training(part: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
@@ -113,6 +122,28 @@ def measure_training(part: str, shape: Shape, args: argparse.Namespace) -> dict[
     steps.clear()
     result["memory"] = {side: peak_memory({"part": part, "side": side}, shape, args) for side in args.sides}
     return result
+
+
+def measure_growth(axis: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
+    """Stage 2's step of Parrot alone at several values of one size, by turns."""
+    steps, memory = {}, {}
+    for value in GROWTH[axis]:
+        rows, images, grown = 4, 1, shape
+        if axis.startswith("rows"):
+            rows = value
+        elif axis.startswith("images"):
+            images = value
+        elif axis.startswith("text"):
+            grown = replace(shape, text=value)
+        elif axis.startswith("experts"):
+            grown = replace(shape, experts=value)
+        else:
+            grown = replace(shape, experts=8, active=value)
+        own = argparse.Namespace(**{**vars(args), "batch_size": rows})
+        steps[str(value)] = train("stage2", "parrot", grown, own, images)
+        memory[str(value)] = peak_memory({"part": "stage2", "side": "parrot", "images": images}, grown, own)
+    seconds = by_turns(steps, args.device, args.repeats)
+    return {"compared": (str(GROWTH[axis][-1]), str(GROWTH[axis][0])), "seconds": seconds, "memory": memory}
 
 
 def child_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -138,7 +169,7 @@ def child(content: str) -> None:
         work = adapter_step(job["side"], shape, args)
         before = resident() if args.device == "cpu" else torch.cuda.memory_allocated()
     else:
-        work, before = train(job["part"], job["side"], shape, args), 0
+        work, before = train(job["part"], job["side"], shape, args, job.get("images", 1)), 0
     for _ in range(3):
         work()
     if args.device == "cuda":
@@ -378,6 +409,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         add("adapter, forward and backward", measure_adapter(wide, args))
     if "top_k" in args.only:
         add("top-1 of 48 against all of 6", measure_top_k(replace(wide, expert_width=512), args))
+    if "growth" in args.only:
+        # Two layers of everything: what grows is the same, and there is a point every few seconds on a CPU.
+        short = replace(SHAPES[args.shapes[0]], layers=2, tower_layers=2)
+        for axis in GROWTH:
+            add(f"growth with {axis}", measure_growth(axis, short, args))
     if "data" in args.only:
         for name, result in measure_data(args).items():
             add(name, result)
@@ -401,7 +437,10 @@ def main() -> None:
     (args.output / "benchmark.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     text = tables(content)
     (args.output / "benchmark.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\nMade: {args.output}/benchmark.json, {args.output}/benchmark.md")
+    made = [args.output / "benchmark.json", args.output / "benchmark.md"]
+    if "growth" in args.only:
+        made.append(draw_growth(results, args.output / "growth.png"))
+    print(f"\n{text}\nMade: {', '.join(map(str, made))}")
 
 
 if __name__ == "__main__":

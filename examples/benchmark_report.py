@@ -1,6 +1,7 @@
 """What `benchmark.py` wants to see, and the tables of what it saw."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -57,6 +58,32 @@ def figures(result: dict[str, Any]) -> dict[str, float]:
     if "images_per_second" in result:
         found["images per second"] = result["images_per_second"]
     return found
+
+
+def draw_growth(results: dict[str, Any], path: Path) -> Path:
+    """Time and peak memory of a step against each size, with the straight line through the first and the last point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    grown = {name.removeprefix("growth with "): r for name, r in results.items() if name.startswith("growth with ")}
+    figure, panels = plt.subplots(2, len(grown), figsize=(2.6 * len(grown), 4.6), squeeze=False, layout="constrained")
+    for column, (axis, result) in enumerate(grown.items()):
+        sizes = [int(value) for value in result["seconds"]]
+        times = [1000 * median(values) for values in result["seconds"].values()]
+        memory = [result["memory"][value] / 2**30 for value in result["seconds"]]
+        for axes, values, colour in ((panels[0, column], times, "#0072B2"), (panels[1, column], memory, "#D55E00")):
+            axes.plot(sizes, values, marker="o", color=colour)
+            axes.plot([sizes[0], sizes[-1]], [values[0], values[-1]], color="#888888", linestyle=":")
+            axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
+            axes.set_ylim(0, 1.1 * max(values))
+        panels[1, column].set_xlabel(axis)
+    panels[0, 0].set_ylabel("training step, ms")
+    panels[1, 0].set_ylabel("peak memory, GiB")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
 
 
 def tables(content: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 import benchmark  # noqa: E402
 from benchmark_models import SHAPES, SIDES, batch, build, freeze  # noqa: E402
-from benchmark_report import figures, tables  # noqa: E402
+from benchmark_report import draw_growth, figures, tables  # noqa: E402
 
 
 TINY = replace(SHAPES["tiny"], layers=1)
@@ -104,3 +104,23 @@ def test_peak_memory_is_the_other_process_own(monkeypatch):
     args = benchmark.argparse.Namespace(batch_size=1, dtype=torch.float32, device="cpu")
     measured = benchmark.peak_memory({"part": "adapter", "side": "parrot"}, TINY, args)
     assert 0 < measured < ballast.numel() * 4
+
+
+@pytest.mark.parametrize("axis", benchmark.GROWTH)
+def test_growth_measures_more_work_for_larger_sizes(axis, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        benchmark, "by_turns", lambda works, *_: {n: [benchmark.flops_of(w)] for n, w in works.items()}
+    )
+    monkeypatch.setattr(benchmark, "peak_memory", lambda job, shape, args: asked.append((job, shape, args)) or 1)
+    monkeypatch.setitem(benchmark.GROWTH, axis, (1, 4) if axis != "text tokens per row" else (64, 128))
+    args = benchmark.argparse.Namespace(batch_size=16, dtype=torch.float32, device="cpu", repeats=1)
+    result = benchmark.measure_growth(axis, TINY, args)
+    (less,), (more,) = result["seconds"].values()
+    assert more > less and len({str(call) for call in asked}) == 2
+
+
+def test_growth_is_drawn(tmp_path):
+    result = {"compared": ("2", "1"), "seconds": {"1": [0.1], "2": [0.2]}, "memory": {"1": 2**30, "2": 2**31}}
+    path = draw_growth({"growth with rows": result, "adapter": {}}, tmp_path / "growth.png")
+    assert path.stat().st_size > 5000
