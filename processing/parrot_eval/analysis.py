@@ -16,8 +16,8 @@ class Routing:
 
     Args:
         experts: [E], the router's probabilities (PARROT, equation 3).
-        words: the tokens of the routing text, readable.
-        attention: [L], what each token gives to the guidance (equation 2); sum 1.
+        words: the tokens of the routing text, readable; tokens that are parts of one character stand together.
+        attention: [number of words], what each gives to the guidance (equation 2); sum 1.
         regions: [rows, columns], the share of each patch in what moves the likeliest expert's log-probability
             (|gradient x pixel|, summed over the patch); sum 1.
     """
@@ -63,13 +63,27 @@ def routing(model: Any, processor: Any, image: Image.Image, question: str) -> Ro
         embeddings = base.get_input_embeddings()(ids[0, kept]).to(projected.dtype)  # [L, C]
         # Equation 2, here because a checkpoint brings its own code, which gives only the sum.
         attention = (embeddings @ class_feature[0] * embeddings.shape[-1] ** -0.5).float().softmax(-1)  # [L]
-    words = [processor.tokenizer.decode([token]) for token in ids[0][kept].tolist()]
+    words, weights = whole_characters(processor.tokenizer, ids[0][kept].tolist(), attention.tolist())
     return Routing(
         probabilities.detach().float().cpu().numpy(),
         words,
-        attention.cpu().numpy(),
+        np.array(weights, dtype=np.float32),
         (regions / regions.sum().clamp(min=1e-12)).cpu().numpy(),
     )
+
+
+def whole_characters(
+    tokenizer: Any, tokens: Sequence[int], weights: Sequence[float]
+) -> tuple[list[str], list[float]]:
+    """Readable pieces and the sums of their weights: byte-level tokens may each hold only a part of a character."""
+    pieces, sums, start = [], [], 0
+    for end in range(1, len(tokens) + 1):
+        piece = tokenizer.decode(tokens[start:end])
+        if "\N{REPLACEMENT CHARACTER}" not in piece or end == len(tokens):
+            pieces.append(piece)
+            sums.append(sum(weights[start:end]))
+            start = end
+    return pieces, sums
 
 
 @torch.inference_mode()

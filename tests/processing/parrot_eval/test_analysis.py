@@ -5,7 +5,7 @@ import pytest
 import tiny_models
 import torch
 
-from parrot_eval.analysis import encode, expert_weights, gap, modality_features, routing
+from parrot_eval.analysis import encode, expert_weights, gap, modality_features, routing, whole_characters
 
 
 QUESTIONS = ["What is in the picture?", "图中是什么？", "Что на картинке?"]
@@ -100,3 +100,20 @@ def test_a_gap_is_none_between_equal_features_and_whole_between_separate_ones():
     turned = gap(features @ np.linalg.qr(rng.normal(size=(8, 8)))[0] * 3 + 1, features)
     assert turned["cka"] == pytest.approx(1) and turned["mean_cosine"] < 0.9
     assert gap(rng.normal(size=(60, 8)), features)["cka"] < 0.3
+
+
+def test_tokens_that_are_parts_of_one_character_stand_together():
+    class Bytes:
+        """A tokenizer of single bytes."""
+
+        def decode(self, tokens):
+            return bytes(tokens).decode("utf-8", errors="replace")
+
+    tokens = list("Дa图".encode())
+    words, weights = whole_characters(Bytes(), tokens, [1.0] * len(tokens))
+    assert (words, weights) == (["Д", "a", "图"], [2.0, 1.0, 3.0])
+    assert whole_characters(Bytes(), tokens[:-1], [1.0] * 5)[1] == [
+        2.0,
+        1.0,
+        2.0,
+    ]  # broken off: nothing is lost
