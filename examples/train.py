@@ -17,6 +17,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 from train_recipe import LORA_TARGETS, DataArguments, ModelArguments, read_recipe, sources
 from train_report import data_summary, memory_estimate, parameter_table, proportions, sample_report
-from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_pt_utils import get_parameter_names
 
 from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
@@ -40,7 +41,11 @@ ADAPTER = r"(multi_modal_projector|language_experts)\."
 def main(arguments: list[str]) -> None:
     try:
         trainer, model_args, resume_from = prepare(arguments)
-    except (ValueError, OSError) as error:  # bad input: what is wrong matters, not where in the code it was noticed
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # bad input: what is wrong matters, not where in the code it was noticed
         raise SystemExit(f"error: {error}") from error
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.log_metrics("train", result.metrics)
@@ -62,7 +67,8 @@ def prepare(arguments: list[str]) -> tuple[Trainer, ModelArguments, str | None]:
         the Trainer, the recipe's model arguments, and the checkpoint to resume from.
 
     Raises:
-        ValueError, OSError: bad input, in this order: recipe, environment and output folder, data, model, first batch.
+        ValueError, OSError, ImportError: bad input, in this order: recipe, environment and output folder, data, model,
+            first batch.
     """
     model_args, data_args, args = read_recipe(arguments)
     check_environment(args)
@@ -217,7 +223,8 @@ def load_model(arguments: ModelArguments) -> tuple[ParrotForConditionalGeneratio
     """The model in float32 (bfloat16 weights hardly move at usual learning rates) and its processor.
 
     Raises:
-        ValueError: the checkpoint is neither a Parrot nor a LLaVA.
+        ValueError: the checkpoint is neither a Parrot nor a LLaVA, or is to be quantised and no Parrot.
+        ImportError: it is to be quantised, and bitsandbytes is not installed.
     """
     options = dict(arguments.adapter)
     if arguments.checkpoint is None:
@@ -226,6 +233,12 @@ def load_model(arguments: ModelArguments) -> tuple[ParrotForConditionalGeneratio
         processor = ParrotProcessor.from_vision_text_pretrained(*parts, chat_template=arguments.chat_template)
     else:
         config = AutoConfig.from_pretrained(arguments.checkpoint)
+        if arguments.quantization is not None:
+            if config.model_type != "parrot":
+                raise ValueError(
+                    f"`quantization` needs a Parrot checkpoint; {arguments.checkpoint} is a {config.model_type}."
+                )
+            options["quantization_config"] = BitsAndBytesConfig(**arguments.quantization)
         if config.model_type == "llava":
             model = ParrotForConditionalGeneration.from_llava_pretrained(
                 arguments.checkpoint, dtype=torch.float32, **options
@@ -253,7 +266,8 @@ def load_model(arguments: ModelArguments) -> tuple[ParrotForConditionalGeneratio
 
 def set_trainable(model: Any, arguments: ModelArguments, args: TrainingArguments) -> Any:
     """Freezes what the stage does not train, adds LoRA if the recipe asks for it, and prepares the model to train."""
-    model.set_training_stage(arguments.stage)
+    if arguments.quantization is None:  # else LoRA freezes the rest, which cannot be unfrozen
+        model.set_training_stage(arguments.stage)
     model.config.encode_dummy_image = True  # a batch without images must not leave parts without gradients
     model.config.logits_for_labels_only = args.label_smoothing_factor == 0  # smoothing reads the logits
     model.config.get_text_config().use_cache = False
@@ -273,7 +287,8 @@ def set_trainable(model: Any, arguments: ModelArguments, args: TrainingArguments
     halve = arguments.frozen_dtype == "auto" and args.bf16 and args.device.type == "cuda" and not is_sharded
     if halve or arguments.frozen_dtype == "bfloat16":
         for parameter in model.parameters():
-            if not parameter.requires_grad:
+            # Quantised weights are parameters of a class of their own.
+            if not parameter.requires_grad and type(parameter) is nn.Parameter:
                 parameter.data = parameter.data.to(torch.bfloat16)
     if args.gradient_checkpointing:
         model.enable_input_require_grads()  # with a frozen language model nothing else gives the graph a beginning
@@ -351,6 +366,12 @@ def save(trainer: Trainer, arguments: ModelArguments) -> None:
     made = [f"{folder}: {'the adapter' if arguments.lora is not None else 'the whole model'} and its processor"]
     if trainer.is_world_process_zero():
         if arguments.merge_lora:
+            if arguments.quantization is not None:
+                from peft import PeftModel
+
+                # In quantised weights the adapter would be rounded away: it goes into those they were made from.
+                base, _ = load_model(replace(arguments, quantization=None))
+                model = PeftModel.from_pretrained(base, folder)
             model.merge_and_unload().save_pretrained(folder / "merged")
             processor.save_pretrained(folder / "merged")
             made.append(f"{folder / 'merged'}: the whole model with the adapter merged")

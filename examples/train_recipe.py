@@ -19,7 +19,7 @@ CONFIGURATION = Path(__file__).resolve().parents[1] / "configuration"
 LORA_TARGETS = r"model\.language_model\..*\.(q|k|v|o|gate|up|down)_proj"
 
 # Keys of a training recipe whose values are entries of their own.
-NESTED = ("--train_data", "--eval_data", "--adapter", "--lora")
+NESTED = ("--train_data", "--eval_data", "--adapter", "--lora", "--quantization")
 
 
 @dataclass
@@ -53,6 +53,12 @@ class ModelArguments:
     lora: dict | None = field(
         default=None,
         metadata={"help": "Arguments of peft.LoraConfig. The projector and the experts are then trained in full."},
+    )
+    quantization: dict | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of transformers.BitsAndBytesConfig, for the language model under `lora` (QLoRA)."
+        },
     )
     merge_lora: bool = field(
         default=False,
@@ -204,6 +210,11 @@ def apply_preset(arguments: ModelArguments) -> None:
         raise ValueError("`lora` belongs to the instruction stage: in the alignment stage only the projector trains.")
     if arguments.merge_lora and arguments.lora is None:
         raise ValueError("`merge_lora` needs `lora`.")
+    if arguments.quantization is not None and (arguments.lora is None or arguments.checkpoint is None):
+        raise ValueError(
+            "`quantization` needs `lora`, because quantised weights cannot be trained themselves, and a `checkpoint`, "
+            "such as that of the alignment stage, to quantise."
+        )
 
 
 def sources(arguments: DataArguments) -> tuple[list[DataSource] | Mixture, dict[str, DataSource]]:

@@ -41,8 +41,14 @@ def parameter_table(model: nn.Module) -> str:
 
 
 def count(parameters: list[nn.Parameter], trainable: bool) -> int:
-    # A parameter that DeepSpeed has partitioned is empty here and knows its real size.
-    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters if p.requires_grad == trainable)
+    return sum(size(p) for p in parameters if p.requires_grad == trainable)
+
+
+def size(parameter: Any) -> int:
+    """Values in a parameter: one that DeepSpeed has partitioned is empty here, one of 4 bits holds two in a byte."""
+    if getattr(parameter, "quant_state", None) is not None:
+        return parameter.quant_state.shape.numel()
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def memory_estimate(model: Any, args: TrainingArguments, batch_shape: tuple[int, int]) -> str:

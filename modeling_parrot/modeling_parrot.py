@@ -527,7 +527,7 @@ class ParrotForConditionalGeneration(ParrotPreTrainedModel, ParrotCompositionMix
             with an earlier one (a tied head) is not listed.
 
         Raises:
-            ValueError: another name of a stage.
+            ValueError: another name of a stage, or a part that it trains is quantised.
         """
         trained = {"alignment": ("projector",), "instruction": ("projector", "experts", "language_model", "head")}
         if stage not in trained:
@@ -539,6 +539,12 @@ class ParrotForConditionalGeneration(ParrotPreTrainedModel, ParrotCompositionMix
             "language_model": self.model.language_model,
             "head": self.lm_head,
         }
+        for name in trained[stage]:
+            if (part := parts[name]) is not None and not all(p.is_floating_point() for p in part.parameters()):
+                raise ValueError(
+                    f"Stage {stage!r} trains the {name.replace('_', ' ')}, whose weights are quantised. Load it without "
+                    "`quantization_config`, or train an adapter: freeze everything and add LoRA with peft."
+                )
         report: dict[str, dict[str, int]] = {"trainable": {}, "frozen": {}}
         seen: set[int] = set()
         for name, part in parts.items():

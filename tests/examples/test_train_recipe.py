@@ -103,6 +103,8 @@ def test_the_command_line_wins(recipe):
         ({"preset": "parrot-8b"}, [], "Preset parrot-8b does not exist. Available: .*parrot-7b"),
         ({"stage": "alignment", "lora": {"r": 8}}, [], "`lora` belongs to the instruction stage"),
         ({"merge_lora": True}, [], "`merge_lora` needs `lora`"),
+        ({"quantization": {"load_in_4bit": True}}, [], "`quantization` needs `lora`.*and a `checkpoint`"),
+        ({"quantization": {}, "lora": {"r": 8}}, [], "`quantization` needs `lora`.*and a `checkpoint`"),
         ({"global_batch_size": 12, "per_device_train_batch_size": 8}, [], "is no multiple of 8 rows"),
         ({}, ["--train_data.3.path", "x"], "the recipe has no entry '3' there"),
     ],
