@@ -41,11 +41,8 @@ ADAPTER = r"(multi_modal_projector|language_experts)\."
 def main(arguments: list[str]) -> None:
     try:
         trainer, model_args, resume_from = prepare(arguments)
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:  # bad input: what is wrong matters, not where in the code it was noticed
+    except (ValueError, OSError, ImportError) as error:
+        # Bad input: what is wrong matters, not where in the code it was noticed.
         raise SystemExit(f"error: {error}") from error
     result = trainer.train(resume_from_checkpoint=resume_from)
     trainer.log_metrics("train", result.metrics)
