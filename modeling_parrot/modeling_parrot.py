@@ -186,28 +186,34 @@ class ParrotModel(ParrotPreTrainedModel):
         selected = self.config.vision_feature_layer % (layers + 1)  # 0: what enters the first layer
         # Only the selected state is kept, and layers after it are not run, unless the caller asks for all states.
         wants_all = kwargs.get("output_hidden_states", False)
-        options = {**kwargs, "output_hidden_states": wants_all or [selected], "return_dict": True}
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            with nullcontext() if wants_all else self._layers_up_to(selected):
-                outputs = self.vision_tower(pixel_values, **options)
-        return outputs.hidden_states[selected], outputs
+            with nullcontext(False) if wants_all else self._layers_up_to(selected) as is_last:
+                # Two numbers, since transformers before 5.21 counts layers and later states; it is the last in both.
+                wanted = [selected - 1, selected] if is_last else True
+                outputs = self.vision_tower(
+                    pixel_values, **{**kwargs, "output_hidden_states": wanted, "return_dict": True}
+                )
+        return outputs.hidden_states[-1 if is_last else selected], outputs
 
     @contextmanager
-    def _layers_up_to(self, selected: int) -> Iterator[None]:
-        """The tower without the layers after the selected one; their weights stay where they are."""
+    def _layers_up_to(self, selected: int) -> Iterator[bool]:
+        """
+        The tower without the layers after the selected one; their weights stay where they are. False where it stays
+        whole: in compiled code, and where the selected state is the first or the last of all.
+        """
         tower, layers = self.vision_tower, self.config.vision_config.num_hidden_layers
         found = (
             name for name, part in tower.named_modules() if isinstance(part, nn.ModuleList) and len(part) == layers
         )
         path = None if torch.compiler.is_compiling() else next(found, None)
-        if path is None or selected == layers:
-            yield
+        if path is None or selected in (0, layers):
+            yield False
             return
         owner, _, name = path.rpartition(".")
         encoder, blocks = tower.get_submodule(owner), tower.get_submodule(path)
         setattr(encoder, name, blocks[:selected])
         try:
-            yield
+            yield True
         finally:
             setattr(encoder, name, blocks)
 
