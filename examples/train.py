@@ -20,7 +20,7 @@ import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import nn
 from train_recipe import LORA_TARGETS, DataArguments, ModelArguments, read_recipe, sources
 from train_report import data_summary, memory_estimate, parameter_table, proportions, sample_report
 from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import get_parameter_names
 
 from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
@@ -68,7 +69,7 @@ def prepare(arguments: list[str]) -> tuple[Trainer, ModelArguments, str | None]:
             first batch.
     """
     model_args, data_args, args = read_recipe(arguments)
-    check_environment(args)
+    check_environment(args, model_args)
     resume_from = checkpoint_to_resume(args)
     train_data, eval_data, reader = load_data(data_args, args)
 
@@ -102,12 +103,29 @@ def prepare(arguments: list[str]) -> tuple[Trainer, ModelArguments, str | None]:
 # ---------------------------------------------------------------------------------------------- before anything loads
 
 
-def check_environment(args: TrainingArguments) -> None:
+def check_environment(args: TrainingArguments, arguments: ModelArguments) -> None:
     """Refuses what would fail later, or silently compute something else; settles what the Trainer must not guess.
 
     Raises:
-        ValueError: the output folder cannot be written or holds another run, or several GPUs without processes.
+        ValueError: the output folder cannot be written or holds another run, several GPUs without processes, processes
+            that do not know of each other, or what these processes cannot do.
     """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{started} processes were started, but there is no accelerator, so each of them would train alone. "
+            "To train on CPUs add --use_cpu true."
+        )
+    engine = engine_of(args)
+    if engine != "DDP" and started > 1 and args.use_cpu:
+        raise ValueError(
+            f"accelerate runs {engine} on accelerators only. On CPUs use DDP (accelerate/ddp.yaml, torchrun)."
+        )
+    if arguments.merge_lora and (engine == "FSDP" or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "`merge_lora` needs the whole model in one process, and here it is sharded. Train without it, then merge: "
+            "peft.PeftModel.from_pretrained(model, output_dir).merge_and_unload().save_pretrained(folder)."
+        )
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process would become nn.DataParallel, which splits images from their rows. "
@@ -130,6 +148,13 @@ def check_environment(args: TrainingArguments) -> None:
         args.ddp_find_unused_parameters = False  # `encode_dummy_image` lets every batch use every part
 
 
+def engine_of(args: TrainingArguments) -> Literal["DDP", "FSDP", "DeepSpeed"]:
+    """What the processes train with, by recipe or launcher; DDP also stands for a single process."""
+    if args.deepspeed is not None or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        return "DeepSpeed"
+    return "FSDP" if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true" else "DDP"
+
+
 def checkpoints(folder: str | None) -> list[Path]:
     """Checkpoints of the Trainer in a folder, oldest first."""
     found = [path for path in Path(folder or ".").glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
@@ -142,7 +167,7 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     `auto` is the same and starts a new run where there is none, for jobs that a cluster may start again.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or another engine wrote it.
     """
     wanted = str(args.resume_from_checkpoint or "false")
     if wanted.lower() == "false":
@@ -150,9 +175,11 @@ def checkpoint_to_resume(args: TrainingArguments) -> str | None:
     if wanted.lower() not in ("true", "auto"):
         if not is_complete(Path(wanted)):
             raise ValueError(f"{wanted} is no complete checkpoint of the Trainer (no readable trainer_state.json).")
+        check_engine(Path(wanted), args)
         return wanted
     for path in reversed(checkpoints(args.output_dir)):
         if is_complete(path):
+            check_engine(path, args)
             return str(path)
         print(f"{path} is incomplete and passed over.")
     if wanted.lower() == "auto":
@@ -166,6 +193,21 @@ def is_complete(checkpoint: Path) -> bool:
         return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError):
         return False
+
+
+def check_engine(checkpoint: Path, args: TrainingArguments) -> None:
+    """Refuses a checkpoint whose optimizer states only another engine can read: they would be lost, or fail to load.
+
+    Raises:
+        ValueError: DDP, FSDP and DeepSpeed differ. The number of processes may differ, with DeepSpeed's exception.
+    """
+    written = {"optimizer.pt": "DDP", "optimizer.bin": "FSDP", "optimizer_0": "FSDP", "latest": "DeepSpeed"}
+    engines = {engine for name, engine in written.items() if (checkpoint / name).exists()}
+    if engines and engine_of(args) not in engines:
+        raise ValueError(
+            f"{checkpoint} was written by {', '.join(engines)}, and {engine_of(args)} cannot read its optimizer states. "
+            f"Resume as it was started, or begin a new run with its weights: --checkpoint {checkpoint}."
+        )
 
 
 def load_data(data_args: DataArguments, args: TrainingArguments):
@@ -279,8 +321,7 @@ def set_trainable(model: Any, arguments: ModelArguments, args: TrainingArguments
             **arguments.lora,
         }
         model = get_peft_model(model, LoraConfig(**options))
-    is_sharded = args.deepspeed is not None or bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    is_sharded = is_sharded or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    is_sharded = engine_of(args) != "DDP"
     halve = arguments.frozen_dtype == "auto" and args.bf16 and args.device.type == "cuda" and not is_sharded
     if halve or arguments.frozen_dtype == "bfloat16":
         for parameter in model.parameters():

@@ -1,6 +1,8 @@
 """Building a Parrot from other models: from a tower and a language model, from a LLaVA, and back to a LLaVA."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedModel,
 )
+from transformers.integrations import deepspeed as zero3
 
 from configuration_parrot import ParrotConfig
 
@@ -21,10 +24,27 @@ from configuration_parrot import ParrotConfig
 _LLAVA_FEATURE_SETTINGS = ("vision_feature_layer", "vision_feature_select_strategy")
 
 
+@contextmanager
+def _loading_whole() -> Iterator[None]:
+    """
+    Lets `from_pretrained` load whole weights although a Trainer has switched on ZeRO-3.
+
+    transformers would partition each part as it loads, but parts run here before they are one model, and a partitioned
+    part cannot run. DeepSpeed partitions the model when training starts.
+    """
+    reference = zero3._hf_deepspeed_config_weak_ref
+    zero3.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        zero3._hf_deepspeed_config_weak_ref = reference
+
+
 class ParrotCompositionMixin:
     """Part of [`ParrotForConditionalGeneration`]: the ways to build one from other models."""
 
     @classmethod
+    @_loading_whole()
     def from_vision_text_pretrained(
         cls: Any,
         vision_model_name_or_path: str | os.PathLike,
@@ -83,6 +103,7 @@ class ParrotCompositionMixin:
         return cls._assemble(config, vision_tower, language_model, language_model.get_output_embeddings())
 
     @classmethod
+    @_loading_whole()
     def from_llava_pretrained(
         cls: Any,
         llava_model_name_or_path: str | os.PathLike,

@@ -14,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.quantizers import AutoQuantizationConfig
@@ -147,6 +148,9 @@ class ParrotPreTrainedModel(PreTrainedModel):
                 f"unexpected: {sorted(key for key in unexpected if 'language_experts.' in key) or 'none'}. "
                 "Load it with the configuration it was saved with."
             )
+        if is_deepspeed_zero3_enabled():
+            # Here transformers keeps every renaming that it tried, and would undo them all in the names it saves.
+            vars(model).pop("_weight_conversions", None)
         return (model, info) if output_loading_info else model
 
 

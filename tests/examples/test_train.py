@@ -1,7 +1,6 @@
 """The training program, run as a user runs it, on tiny models."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -9,14 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny_data
 import tiny_models
 import torch
-import yaml
 from safetensors.torch import load_file
+from tiny_runs import EXPERTS, assert_equal_weights, environment, log, losses, moved_parts, part_of, weights
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,93 +25,6 @@ from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor  # n
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """A tower, a language model, 24 rows in two languages with their images, and a stage-1 checkpoint."""
-    folder = tmp_path_factory.mktemp("parts")
-    tiny_models.save_tower(folder / "tower")
-    tiny_models.save_language_model(folder / "lm")
-    data = tiny_data.write(folder / "data", tiny_data.rows(24))
-    content = settings(folder, data, folder / "stage1", stage="alignment", adapter={"num_language_experts": 0})
-    content |= {"eval_data": {"test": content["train_data"][0] | {"max_rows": 8}}, "eval_by": ["language"]}
-    content |= {"eval_strategy": "epoch", "learning_rate": 1e-2}
-    path = folder / "stage1.yaml"
-    path.write_text(yaml.safe_dump(content))
-    train.main([str(path)])
-    return SimpleNamespace(folder=folder, data=data, stage1=folder / "stage1")
-
-
-def settings(folder, data, output, **changes):
-    return {
-        "vision_tower": str(folder / "tower"),
-        "language_model": str(folder / "lm"),
-        "stage": "instruction",
-        "train_data": [{"path": str(data), "image_folder": str(data.parent / "images")}],
-        "max_length": 256,
-        "output_dir": str(output),
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "num_train_epochs": 1,
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-    } | changes
-
-
-@pytest.fixture
-def recipe(parts, tmp_path):
-    """`recipe(name, key=value...)` writes a recipe of the instruction stage on top of stage 1; gives its path."""
-
-    def write(name="run", **changes):
-        content = settings(parts.folder, parts.data, tmp_path / name)
-        if "vision_tower" not in changes:
-            content |= {"checkpoint": str(parts.stage1), "adapter": {"num_language_experts": 4, **EXPERTS}}
-            content |= {"vision_tower": None, "language_model": None}
-        content = {key: value for key, value in {**content, **changes}.items() if value is not None}
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return str(path)
-
-    return write
-
-
-EXPERTS = {"expert_intermediate_size": 16}
-
-
-def weights(folder):
-    return load_file(Path(folder) / "model.safetensors")
-
-
-def log(folder):
-    return json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
-
-
-def losses(folder):
-    return [entry["loss"] for entry in log(folder) if "loss" in entry]
-
-
-def assert_equal_weights(first, second, **tolerance):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    for name in first:
-        if tolerance:
-            torch.testing.assert_close(first[name], second[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
-        else:
-            assert torch.equal(first[name], second[name]), name
-
-
-def part_of(name):
-    names = ("vision_tower", "multi_modal_projector", "language_experts", "language_model", "lm_head")
-    return next(part for part in names if part in name)
-
-
-def moved_parts(before, after):
-    """Parts with a tensor that changed, and parts with one that did not."""
-    changed = {name: not torch.equal(before[name], after[name]) for name in before}
-    return {part_of(n) for n, c in changed.items() if c}, {part_of(n) for n, c in changed.items() if not c}
 
 
 # ------------------------------------------------------------------------------------------------ the stages
@@ -257,10 +168,6 @@ def test_router_and_projector_have_their_own_learning_rates(recipe):
 # ------------------------------------------------------------------------------------------------ interruption
 
 
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
 @pytest.mark.parametrize("stage", ["alignment", "instruction"])
 def test_killed_and_resumed_equals_uninterrupted(recipe, tmp_path, stage):
     """kill -9 after a checkpoint, resume: every tensor is bit for bit that of a run that was left alone."""
@@ -303,31 +210,6 @@ def test_a_stream_resumes_where_it_was(parts, recipe, tmp_path):
     train.main([recipe("part", **common, resume_from_checkpoint="auto")])
     assert state.stat().st_mtime_ns == written
     assert_equal_weights(tmp_path / "part", tmp_path / "whole")
-
-
-# ------------------------------------------------------------------------------------------------ several processes
-
-
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("fsdp2", marks=pytest.mark.slow)])
-def test_two_processes_equal_one(recipe, tmp_path, launcher):
-    """Under DDP and FSDP2, where one rank sees all images and the other none: no hang, and the same weights."""
-    data = tiny_data.write(tmp_path / "alternating", tiny_data.rows(12, text_only_every=2))
-    common = {"train_data": [{"path": str(data), "image_folder": str(data.parent / "images")}], "ddp_timeout": 60}
-    common |= {"train_sampling_strategy": "sequential", "global_batch_size": 2, "optim": "sgd", "learning_rate": 0.05}
-    train.main([recipe("one", per_device_train_batch_size=2, **common)])
-    if launcher == "torchrun":
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    else:  # the configuration that ships, on two CPU processes and in float32
-        config = yaml.safe_load((ROOT / "configuration" / "accelerate" / "fsdp2.yaml").read_text())
-        config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
-        (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp2.yaml")]
-    command += [str(ROOT / "examples" / "train.py"), recipe("two", per_device_train_batch_size=1, **common)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "6 steps of 2 rows (1 per device x 2 process(es) x 1 accumulated)" in done.stdout
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
-    assert_equal_weights(tmp_path / "two", tmp_path / "one", atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ LoRA
