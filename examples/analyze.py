@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -226,7 +227,7 @@ def draw_gap(
 
 
 def draw_radar(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Scores of one benchmark, a corner per language and a line per file.
+    """Scores of one benchmark, a corner per language and a line per file; a dashed one of the likeliest options if known.
 
     Raises:
         ValueError: the files are of different benchmarks, or share fewer than three languages.
@@ -246,21 +247,25 @@ def draw_radar(files: Sequence[Path], folder: Path) -> list[Path]:
     rows = []
     for number, content in enumerate(found):
         name = Path(content["settings"]["model"]).name
-        values = [content["scores"][language][measure][0] for language in languages]
-        line = {
-            "color": COLOURS[number % 8],
-            "marker": MARKS[number % 8],
-            "linestyle": ("-", "--", "-.", ":")[number % 4],
-        }
-        axes.plot([*angles, angles[0]], [*values, values[0]], label=name, linewidth=1.5, markersize=5, **line)
-        rows += [[name, language, f"{value:.4f}"] for language, value in zip(languages, values, strict=True)]
+        ways = {"answers": content["scores"], "likelihood": content.get("likelihood", {}).get("texts")}
+        for (way, scores), line, face in zip(ways.items(), ("-", "--"), (COLOURS[number % 8], "none"), strict=True):
+            if scores:
+                values = [scores[language][measure][0] for language in languages]
+                axes.plot(
+                    [*angles, angles[0]], [*values, values[0]], label=f"{name}, {way}", linestyle=line, linewidth=1.5,
+                    color=COLOURS[number % 8], marker=MARKS[number % 8], markersize=5, markerfacecolor=face,
+                )  # fmt: skip
+                rows += [
+                    [name, way, language, f"{value:.4f}"] for language, value in zip(languages, values, strict=True)
+                ]
     axes.set_xticks(angles, languages)
-    axes.set_ylim(0)
+    axes.set_rlabel_position(180 / len(languages))  # between two corners
+    axes.set_ylim(0, max(10, 1.05 * max(float(row[-1]) for row in rows)))
     axes.set_title(f"{titles.pop()}, {measure}, %", fontsize=11)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.15, -0.12), fontsize=8)
     figure.savefig(folder / "radar.png", dpi=150)
     plt.close(figure)
-    return [folder / "radar.png", write_csv(folder / "radar.csv", ["model", "language", measure], rows)]
+    return [folder / "radar.png", write_csv(folder / "radar.csv", ["model", "way", "language", measure], rows)]
 
 
 def main() -> None:
@@ -285,6 +290,7 @@ def main() -> None:
     if missing := [name for name in needed if not getattr(args, name)]:
         parser.error(f"{args.what} needs --{' and --'.join(missing)}")
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     args.output.mkdir(parents=True, exist_ok=True)
     try:
         if args.what == "radar":

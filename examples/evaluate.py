@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import yaml
 from accelerate.state import PartialState
@@ -156,6 +157,7 @@ def main() -> None:
         print(benchmark_list())
         return
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
         benchmark = load_benchmark(
             args.benchmark,

@@ -11,7 +11,7 @@ writes, from pictures in the style that no training saw, for each language
   ones, and ones of the same group (adversarial).
 
 and, with `--pictures` (what `conversations.py` wrote), into that folder `formats.jsonl`: such questions on training pictures,
-answered with an option's text or with yes or no, in PARROT's mixture of languages. `recipes/formats.yaml` trains on them.
+answered with an option's text or with yes or no, in PARROT's mixture of languages. `recipes/stage2.yaml` trains on them too.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def write_tsv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write(
-    output: Path, languages: Sequence[str], pictures: Path | None = None, count: int = 8000, seed: int = 0
+    output: Path, languages: Sequence[str], pictures: Path | None = None, count: int = 6000, seed: int = 0
 ) -> dict[str, int]:
     """
     Args:
@@ -192,7 +192,7 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--languages", nargs="+", default=list(PARROT_LANGUAGES))
     parser.add_argument("--pictures", type=Path, help="folder that conversations.py wrote, for training rows")
-    parser.add_argument("--rows", type=int, default=8000, help="training rows")
+    parser.add_argument("--rows", type=int, default=6000, help="training rows")
     args = parser.parse_args()
     for name, number in write(args.output, args.languages, args.pictures, args.rows).items():
         print(f"{number:7,d} {name}")

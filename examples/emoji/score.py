@@ -27,6 +27,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
+from parrot_eval.generation import Asker, Request
+
 
 Row = dict[str, Any]
 Scores = dict[str, dict[str, float]]  # {measure: {language: per cent}}
@@ -47,7 +49,6 @@ def with_other_pictures(rows: Sequence[Row], seed: int = 0) -> list[Row]:
     return [{**row, "image": given[row["concept"], row["image"]][1]} for row in kept]
 
 
-@torch.inference_mode()
 def answer(
     model, processor, rows: Sequence[Row], folder: Path, *, batch_size: int = 64, max_new_tokens: int = 24
 ) -> tuple[list[str], list[list[float] | None]]:
@@ -57,6 +58,7 @@ def answer(
     Returns:
         The answers, and each row's expert probabilities (None without a picture or without experts).
     """
+    asker = Asker(model, processor, max_new_tokens)
     # Questions of similar length share a batch, so that little of it is padding.
     order = sorted(range(len(rows)), key=lambda i: ("image" in rows[i], len(rows[i]["question"])))
     answers: list[str] = [""] * len(rows)
@@ -68,20 +70,15 @@ def answer(
     )
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        chats = []
-        for i in part:
-            image = [{"type": "image", "image": Image.open(folder / rows[i]["image"])}] if "image" in rows[i] else []
-            chats.append([{"role": "user", "content": [*image, {"type": "text", "text": rows[i]["question"]}]}])
-        inputs = processor.apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )  # fmt: skip
-        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        requests = [
+            Request(rows[i]["question"], [Image.open(folder / rows[i]["image"])] if "image" in rows[i] else [])
+            for i in part
+        ]
+        texts = asker.answers(requests)
         rows_routing = iter(torch.cat(probabilities).tolist() if probabilities else [])
         probabilities.clear()
         for i, text in zip(part, texts, strict=True):
-            answers[i] = text.strip()
+            answers[i] = text
             if hook and "image" in rows[i]:
                 routing[i] = next(rows_routing)
     if hook:
@@ -234,30 +231,6 @@ def columns(result: dict[str, Any]) -> dict[str, dict[str, float]]:
         "naming, new concept": result["concept"]["naming"],
         "control": result["control"]["choice"],
     }
-
-
-def draw_router(router: dict[str, list[float]], path: Path) -> Path:
-    """Writes a picture of the mean expert weights per prompt language (PARROT figure 5c's question)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    weights = torch.tensor(list(router.values()))
-    figure, axes = plt.subplots(figsize=(1.2 + 0.7 * weights.shape[1], 0.8 + 0.45 * len(router)), layout="constrained")
-    shown = axes.imshow(100 * weights, cmap="cividis", vmin=0, aspect="auto")
-    axes.set_xticks(range(weights.shape[1]), [str(e + 1) for e in range(weights.shape[1])])
-    axes.set_yticks(range(len(router)), list(router))
-    axes.set_xlabel("language expert")
-    axes.set_ylabel("language of the question")
-    for y, row in enumerate(100 * weights):
-        for x, value in enumerate(row):
-            dark = value < (100 * weights).max() / 2
-            axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    figure.colorbar(shown, label="mean weight, %")
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
 
 
 def main() -> None:

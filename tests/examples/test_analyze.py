@@ -101,6 +101,14 @@ def test_radar_draws_several_models_and_refuses_other_benchmarks(tmp_path, monke
     rows = read_csv(tmp_path / "radar.csv")
     assert [(row["model"], row["language"]) for row in rows[:3]] == [("first", "en"), ("first", "zh"), ("first", "ar")]
     assert len(rows) == 6 and is_picture(tmp_path / "radar.png")
+
+    content = json.loads(one.read_text(encoding="utf-8"))
+    one.write_text(json.dumps({**content, "likelihood": {"texts": content["scores"]}}), encoding="utf-8")
+    run(monkeypatch, "radar", "--scores", one, two, "--output", tmp_path)
+    assert [row["way"] for row in read_csv(tmp_path / "radar.csv")] == 3 * ["answers"] + 3 * ["likelihood"] + 3 * [
+        "answers"
+    ]
+
     other = scores_file(tmp_path / "other.json", "second", {"en": 72, "zh": 50, "ar": 40}, title="POPE")
     with pytest.raises(SystemExit, match="one benchmark in at least three languages"):
         run(monkeypatch, "radar", "--scores", one, other, "--output", tmp_path)

@@ -101,6 +101,11 @@ def test_a_bad_image_ends_the_run_unless_asked_otherwise(asker, tmp_path):
     assert before < len(found) == 5
     assert found["en", "3"]["answer"] == "" and "index 3" in found["en", "3"]["bad_image"]
 
+    control = Predictions(tmp_path / "control", settings_of(benchmark, "parrot"))
+    assert ask(benchmark, asker, control, control=True, skip_bad_images=True) == 1
+    (missed,) = [row for row in control.read().values() if row.get("bad_image")]
+    assert missed["index"] != "3" and "index 3" in missed["bad_image"]  # another question was shown row 3's picture
+
 
 def test_a_control_shows_every_question_another_picture_the_same_in_every_language(asker, benchmark, tmp_path):
     exchange = exchanged_pictures(benchmark)
