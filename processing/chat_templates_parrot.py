@@ -21,7 +21,9 @@ _CONTENT_MACRO = (
 # The order of roles is part of the format the models were trained on: an optional system message, then user and
 # assistant in turn.
 _ROLE_CHECK = (
-    "{%- set turns = messages[1:] if messages and messages[0]['role'] == 'system' else messages -%}"
+    # Two plain assignments: engines read a template's source to see that contents are lists of parts.
+    "{%- set turns = messages -%}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}{%- set turns = messages[1:] -%}{%- endif -%}"
     "{%- for message in turns -%}"
     "{%- if message['role'] not in ['user', 'assistant'] -%}"
     "{{ raise_exception('Unknown role ' ~ message['role'] ~ ' in message ' ~ loop.index ~ '; use user and assistant, "

@@ -272,6 +272,8 @@ class ParrotProcessor(ProcessorMixin):
             return encoded
 
         prompts = [sample for sample in text if isinstance(sample, str)]
+        if routing_text is None and wanted.get("return_text_replacement_offsets"):
+            self._check_prompts_of_engine(prompts)
         if routing_text is None:
             rows = self._routing_rows(prompts, encoded, routing_turns)
         else:
@@ -317,6 +319,33 @@ class ParrotProcessor(ProcessorMixin):
         return [*super().model_input_names, "routing_input_ids", "routing_attention_mask"]
 
     # ------------------------------------------------------------------ routing rows
+
+    def routing_rows(self, text: str) -> list[list[int]]:
+        """
+        The routing rows of a prompt whose images are not at hand (a serving engine's, say), without padding.
+
+        Args:
+            text: a prompt, plain or rendered by the chat template, with one `<image>` for each image.
+
+        Returns:
+            For each image the token ids that `routing_input_ids` would hold.
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        images = [
+            {"span": found.span(), "text": found.group(), "replacement": found.group()}
+            for found in re.finditer(re.escape(self.image_token), text)
+        ]
+        batch = {name: [encoded[name]] for name in ("input_ids", "offset_mapping")}
+        return self._routing_rows([text], BatchFeature({**batch, "text_replacement_offsets": [images]}), None)
+
+    def _check_prompts_of_engine(self, prompts: list[str]) -> None:
+        """Refuses placeholders without text from a caller that asks where they went: only serving engines do both."""
+        if not any(prompt.replace(self.image_token, "").strip() for prompt in prompts):
+            raise ValueError(
+                "A serving engine shows the processor images without their question, but the question chooses this "
+                "model's experts: its answers would be wrong. With vLLM, install modeling-parrot beside it, whose plugin "
+                "hands the question over, and do not set `--model-impl`. Elsewhere pass `routing_text`."
+            )
 
     def _routing_rows(self, prompts: list[str], encoded: BatchFeature, known_turns) -> list[list[int]]:
         """One list of token ids per image, cut out of the encoded prompts by character spans."""
@@ -477,10 +506,11 @@ def square_image_processor(original, image_size: int) -> LlavaImageProcessorPil:
 def _num_prefix_tokens(vision_config) -> int:
     """Tokens a tower puts before its patches, counted on a tower without weights."""
     import torch
-    from transformers import AutoModel
+    from transformers import MODEL_MAPPING
 
+    tower_class: Any = MODEL_MAPPING[type(vision_config)]  # AutoModel would partition the tower under ZeRO-3
     with torch.device("meta"):
-        tower = AutoModel.from_config(vision_config)
+        tower = tower_class(vision_config)
         size = vision_config.image_size
         positions = tower(torch.zeros(1, 3, size, size)).last_hidden_state.shape[1]
     return positions - (size // vision_config.patch_size) ** 2
