@@ -24,8 +24,6 @@ from vllm.model_executor.models.transformers.multimodal import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.hasher import MultiModalHasher
 
-from processing_parrot import IMAGE_TOKEN
-
 
 # On their way through vLLM the rows are an option of the processor, of which each image has its own value.
 ROWS = "routing_input_ids"
@@ -100,7 +98,7 @@ class ParrotForVLLM(MultiModalMixin, CausalMixin):
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         """For templates in which vLLM finds no loop over the parts of a message: images then come first."""
-        return IMAGE_TOKEN if modality == "image" else None
+        return "<image>" if modality == "image" else None
 
     def _process_image_input(self, **kwargs: Any) -> list[torch.Tensor] | None:
         """Images of several requests meet here; their rows are padded to one length."""

@@ -6,9 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import filter_repo_objects
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from tiny_models import encode, picture, user
+from transformers import AutoModelForImageTextToText
 
 from configuration_parrot import SHIPPED_MODULES
 from modeling_parrot.model_card import write_model_card
@@ -160,6 +164,22 @@ def test_an_adapter_alone_is_refused(tiny, folder):
     write_model_card(folder, parameters=1, **FACTS)
     with pytest.raises(ValueError, match="merge"):
         shareable_files(folder)
+
+
+def test_a_merged_adapter_is_a_checkpoint_like_any_other(tiny, folder):
+    model, processor = tiny()
+    inputs = encode(processor, [user("What?", picture(0))])
+    plain = set(load_file(folder / "model.safetensors"))
+    config = LoraConfig(
+        target_modules=r".*language_model.*q_proj", modules_to_save=["language_experts"], init_lora_weights=False
+    )
+    adapted = get_peft_model(model, config).eval()
+    before = adapted(**inputs).logits
+    adapted.merge_and_unload().save_pretrained(folder)
+    again = AutoModelForImageTextToText.from_pretrained(folder)
+    torch.testing.assert_close(again(**inputs).logits, before, rtol=1e-4, atol=1e-4)
+    assert set(load_file(folder / "model.safetensors")) == plain
+    assert {*MODEL, *CODE} <= set(shareable_files(folder))
 
 
 def test_a_card_the_hub_cannot_sort_is_refused(folder):
