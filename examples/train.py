@@ -215,7 +215,8 @@ def load_data(data_args: DataArguments, args: TrainingArguments):
     train_sources, eval_sources = sources(data_args)
     reader = ImageReader(data_args.on_bad_image)
     seed = args.seed if args.data_seed is None else args.data_seed
-    train_data = open_sources(train_sources, seed, reader)
+    readers = args.world_size * max(1, args.dataloader_num_workers)
+    train_data = open_sources(train_sources, seed, reader, readers)
     if not isinstance(train_data, ConversationDataset) and args.max_steps <= 0:
         raise ValueError("A streaming source has no known length: set `max_steps`.")
     eval_data = {name: ConversationDataset([source], seed, reader) for name, source in eval_sources.items()}

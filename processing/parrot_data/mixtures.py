@@ -12,6 +12,7 @@ A mixture says what share of the rows each language and each of LRM-LLaVA's inst
 Trainer visits them is its own, the same for every number of processes, and it resumes in the middle of an epoch.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -258,7 +259,11 @@ def missing_rows(language: str, task: str | None, names: Sequence[str], opened: 
 
 
 def open_stream(
-    sources: Mixture | Sequence[DataSource], seed: int, reader: ImageReader, shuffle_buffer: int = 2000
+    sources: Mixture | Sequence[DataSource],
+    seed: int,
+    reader: ImageReader,
+    readers: int = 1,
+    shuffle_buffer: int = 2000,
 ) -> datasets.IterableDataset:
     """Sources mixed as one endless stream.
 
@@ -266,8 +271,13 @@ def open_stream(
     its part of a buffer of undecoded rows and starts again when it ends; rows are drawn from the streams at rates given
     by their shares. With `on_bad_image: skip`, bad rows are left out.
 
-    The order of a stream depends on the number of processes and workers, which read shares of its files; the
-    proportions do not.
+    The order of a stream depends on the number of processes and workers; the proportions do not. Each of them reads a
+    share of the rows, over and over: of a table, as many rows as the others, so that all together read every row once
+    before one comes again. Of files it reads whole ones, and rows come equally often if the files are equally long and
+    their number is a multiple or a divisor of `readers`.
+
+    Args:
+        readers: processes times data loading workers of each.
     """
     if isinstance(sources, Mixture):
         if sources.weights is None and len(sources.sources) > 1:
@@ -275,12 +285,12 @@ def open_stream(
         reader.count_kinds(list(sources.shares()))
         weights = sources.weights or dict.fromkeys(sources.sources, 1.0)
         parts = [
-            (share * weights[name], stream(source, cell))
+            (share * weights[name], stream(source, cell, seed, readers))
             for cell, share in sources.shares().items()
             for name, source in sources.sources.items()
         ]
     else:
-        parts = [(source.weight, stream(source)) for source in sources]
+        parts = [(source.weight, stream(source, None, seed, readers)) for source in sources]
     buffer = max(1, shuffle_buffer // len(parts))
     streams: list[Any] = [part.shuffle(seed=seed, buffer_size=buffer).repeat(None) for _, part in parts]
     rates = np.array([rate for rate, _ in parts])
@@ -297,15 +307,28 @@ def open_stream(
     return mixed.map(decode, batched=True, batch_size=1)
 
 
-def stream(source: DataSource, cell: tuple[str, str | None] | None = None) -> datasets.IterableDataset:
+def stream(
+    source: DataSource, cell: tuple[str, str | None] | None = None, seed: int = 0, readers: int = 1
+) -> datasets.IterableDataset:
     """The training rows of a source in the columns `FEATURES`, images as they are stored.
 
     Args:
         cell: only rows of this language, and this task unless it is None.
+        seed, readers: see `open_stream`.
     """
     dataset = load(replace(source, streaming=True))
-    if isinstance(dataset, datasets.Dataset):  # in shards, so that several workers and processes can share it
-        dataset = dataset.to_iterable_dataset(num_shards=min(64, len(dataset)))
+    if isinstance(dataset, datasets.Dataset):
+        # One shard for each reader, equally long to within a row. Rows are shuffled before, so that a shard is like the
+        # whole; the first `max_rows` have to stay the first.
+        if source.max_rows is None:
+            dataset = dataset.shuffle(seed=seed)
+        dataset = dataset.to_iterable_dataset(num_shards=min(readers, len(dataset)))
+    elif dataset.num_shards % readers and readers % dataset.num_shards:
+        warnings.warn(
+            f"{source.path}: {dataset.num_shards} files are shared by {readers} readers (processes times workers), so "
+            f"rows of some come more often than of others. Write {readers} files, or a multiple, for equal shares.",
+            stacklevel=2,
+        )
 
     def training_rows(batch: dict[str, list], numbers: list[int]) -> dict[str, list]:
         rows = []
@@ -338,12 +361,15 @@ def matches(pair: Cell, cell: tuple[str, str | None]) -> bool:
 
 
 def open_sources(
-    sources: Mixture | Sequence[DataSource], seed: int, reader: ImageReader
+    sources: Mixture | Sequence[DataSource], seed: int, reader: ImageReader, readers: int = 1
 ) -> ConversationDataset | datasets.IterableDataset:
-    """A mixture, or sources with weights: a stream if one of them streams, else a data set of known length."""
+    """A mixture, or sources with weights: a stream if one of them streams, else a data set of known length.
+
+    `readers` is the number of processes times the data loading workers of each, among which a stream is shared.
+    """
     opened: Sequence[DataSource] = list(sources.sources.values()) if isinstance(sources, Mixture) else sources
     if not opened:
         raise ValueError("No data: give at least one source with a `path`.")
     if any(source.streaming for source in opened):
-        return open_stream(sources, seed, reader)
+        return open_stream(sources, seed, reader, readers)
     return ConversationDataset(sources, seed, reader)

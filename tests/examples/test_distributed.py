@@ -7,7 +7,8 @@ import tiny_data
 import tiny_models
 import torch
 import train
-from tiny_runs import EXPERTS, accelerate, assert_equal_weights, losses, moved_parts, torchrun, weights
+import yaml
+from tiny_runs import EXPERTS, ROOT, accelerate, assert_equal_weights, losses, moved_parts, torchrun, weights
 
 from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
 
@@ -173,3 +174,36 @@ def test_processes_that_would_compute_something_else_are_refused(recipe):
         torchrun(TRAIN, recipe(use_cpu=None))
     with pytest.raises(AssertionError, match="accelerate runs FSDP on accelerators only"):
         accelerate("fsdp2", TRAIN, recipe())
+
+
+@slow
+def test_accelerate_shares_the_questions_of_a_benchmark(trained, tmp_path):
+    """Two processes that `accelerate launch` starts on CPUs with the configuration that ships answer as one does."""
+    question = {"question": "What is it?", "A": "a cat", "B": "a dog", "answer": "A"}
+    rows = [{"index": number, "image": tiny_data.encoded(number), **question} for number in range(5)]
+    file = tiny_data.write_tsv(tmp_path / "mmmb_en.tsv", rows)
+    command = ["examples/evaluate.py", "--model", trained, "--benchmark", file, "--like", "mmmb"]
+    command += ["--max-new-tokens", 4, "--batch-size", 4, "--output"]
+    accelerate("ddp", *command, tmp_path / "two")
+    accelerate("ddp", *command, tmp_path / "one", processes=1)
+    one, two = (tmp_path / name / "trained" / "mmmb-choice" for name in ("one", "two"))
+    assert (one / "predictions.jsonl").read_text() == (two / "predictions.jsonl").read_text()
+    assert len(list((one / "answers").iterdir())) == 1 and len(list((two / "answers").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("name", "stage"), [("zero2", 2), ("zero3", 3)])
+def test_deepspeed_reads_the_configurations(name, stage, monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from accelerate.utils import DeepSpeedPlugin
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    content = yaml.safe_load((ROOT / "configuration" / "accelerate" / f"{name}.yaml").read_text())
+    options = {key: value for key, value in content["deepspeed_config"].items() if value != "auto"}  # the Trainer's
+    plugin = DeepSpeedPlugin(**options)
+    plugin.set_mixed_precision(content["mixed_precision"])
+    batch = {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    asked = {key: value for key, value in plugin.deepspeed_config.items() if value != "auto"}
+    read = DeepSpeedConfig(asked | batch)
+    assert read.zero_optimization_stage == stage and read.bfloat16_config.enabled
+    assert read.zero_config.gather_16bit_weights_on_model_save == (stage == 3)

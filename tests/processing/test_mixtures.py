@@ -266,6 +266,56 @@ def test_every_number_of_processes_sees_the_same_steps_and_resumes_in_the_middle
     assert global_batches(dataset, 2, skip=3) == one[3:]
 
 
+def rows_of_an_epoch(open_data, processes, workers, length, size=4):
+    """How often each row comes while all processes together load `length` rows, as the Trainer loads them."""
+    PartialState()
+    seen: Counter = Counter()
+    for index in range(processes):
+        dataset = open_data(processes * max(1, workers))
+        shuffle = None if isinstance(dataset, datasets.IterableDataset) else True
+        names = lambda rows: [row["id"] for row in rows]  # noqa: E731
+        loader = DataLoader(dataset, size, shuffle=shuffle, num_workers=workers, collate_fn=names)
+        options = {"num_processes": processes, "process_index": index, "use_seedable_sampler": True, "data_seed": 5}
+        loader = prepare_data_loader(loader, put_on_device=False, dispatch_batches=False, **options)
+        for batch in islice(iter(loader), length // processes // size):
+            seen.update(batch)
+    return seen
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
+@pytest.mark.parametrize("kind", ["mixture", "table", "files", "file"])
+def test_no_row_is_lost_or_repeated_in_an_epoch(path, tmp_path, monkeypatch, kind, processes, workers):
+    """Of data of known length and of streams, whoever reads them."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)  # 5 s after each stream of Parquet
+    length = 80
+    if kind == "mixture":
+        data = mixture(path)
+    elif kind == "table":
+        data = [DataSource(str(path), streaming=True, keep_languages=["cs", "en"], keep_tasks=["mvqa"])]
+    else:
+        images = [{"bytes": None, "path": str(path.parent / "0.png")}]
+        turns = [{"from": "human", "value": "<image>\nfrage"}, {"from": "gpt", "value": "wort"}]
+        rows = datasets.Dataset.from_list(
+            [{"id": str(k), "images": images, "conversations": turns} for k in range(length)]
+        )
+        number = 4 if kind == "files" else 1
+        for shard in range(number):
+            rows.shard(number, shard).to_parquet(tmp_path / f"part-{shard}.parquet")
+        data = [DataSource(str(tmp_path / "part-*.parquet"), streaming=True)]
+    seen = rows_of_an_epoch(lambda readers: open_sources(data, 0, ImageReader(), readers), processes, workers, length)
+    assert len(seen) == length and set(seen.values()) == {1}
+
+
+def test_files_that_cannot_be_shared_equally_are_named(tmp_path):
+    turns = [{"from": "human", "value": "frage"}, {"from": "gpt", "value": "wort"}]
+    for shard in range(3):
+        rows = datasets.Dataset.from_list([{"id": str(shard), "conversations": turns}])
+        rows.to_parquet(tmp_path / f"part-{shard}.parquet")
+    source = DataSource(str(tmp_path / "part-*.parquet"), streaming=True)
+    with pytest.warns(UserWarning, match="3 files are shared by 2 readers.*Write 2 files, or a multiple"):
+        open_sources([source], 0, ImageReader(), 2)
+
+
 def test_streams_keep_the_shares_and_count_what_was_read(path):
     reader = ImageReader()
     stream = open_sources(mixture(path, sources={"all": DataSource(str(path), streaming=True)}), 0, reader)
