@@ -207,3 +207,24 @@ def test_deepspeed_reads_the_configurations(name, stage, monkeypatch):
     read = DeepSpeedConfig(asked | batch)
     assert read.zero_optimization_stage == stage and read.bfloat16_config.enabled
     assert read.zero_config.gather_16bit_weights_on_model_save == (stage == 3)
+
+
+@slow
+def test_zero3_starts_new_models_as_one_process_does(launch, parts, recipe, tmp_path):
+    """From parts, which run before they are put together; and new experts in a checkpoint that is split as it loads."""
+    adapter = {"num_language_experts": 4, **EXPERTS}
+    composed = {"vision_tower": str(parts.folder / "tower"), "checkpoint": None, "adapter": adapter}
+    for name, changes in (("parts", composed), ("experts", {})):
+        common = {"max_steps": 2, "learning_rate": 1e-3, "global_batch_size": 4, "adam_epsilon": 1e-4, **changes}
+        train.main([recipe(f"{name}-one", **common)])
+        launch("zero3", recipe(f"{name}-two", per_device_train_batch_size=2, **common))
+        one, two = tmp_path / f"{name}-one", tmp_path / f"{name}-two"
+        if name == "parts":
+            assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+            assert_equal_weights(two, one, **CLOSE)
+        else:  # their random numbers are others, but they do nothing before the first step
+            assert losses(two)[0] == pytest.approx(losses(one)[0], abs=1e-5)
+            spread, wanted = ({key: w.std().item() for key, w in weights(run).items()} for run in (two, one))
+            for layer in ("gate_proj", "up_proj"):
+                key = f"model.language_experts.{layer}.weight"
+                assert spread[key] == pytest.approx(wanted[key], rel=0.1)
