@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any, Literal
 
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, BatchFeature
 from transformers.image_utils import make_flat_list_of_images
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -159,6 +160,36 @@ class ParrotProcessor(ProcessorMixin):
             os.makedirs(save_directory, exist_ok=True)
             save_shipped_code(save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    # ------------------------------------------------------------------ images
+
+    def _process_images(self, images, **kwargs):
+        """As `ProcessorMixin._process_images`; photographs are padded and resized before they become arrays."""
+        own = self.image_processor
+        overridden = kwargs.keys() & {"do_pad", "do_resize", "size", "resample", "image_mean"}
+        if type(own) is LlavaImageProcessorPil and own.do_pad and own.do_resize and not overridden:
+            side = own.size.get("shortest_edge") or own.size["height"]
+            is_square = own.size.get("width", side) == side
+            flat: Any = make_flat_list_of_images(images)
+            if is_square and all(map(_is_opaque_rgb, flat)):
+                images = self._squares(images, side)
+                kwargs.update(do_pad=False, do_resize=False)
+        return super()._process_images(images, **kwargs)
+
+    def _squares(self, images, side: int):
+        """
+        Images padded and resized, nested as they come: the pixels that transformers' image processor makes. That takes each
+        image from PIL to an array of channels, back to resize it, and again, which takes longer than resizing it.
+        """
+        if not isinstance(images, Image.Image):
+            return [self._squares(image, side) for image in images]
+        longest = max(images.size)
+        if images.width != images.height:
+            mean = self.image_processor.image_mean
+            square = Image.new("RGB", (longest, longest), tuple(int(255 * value) for value in mean))
+            square.paste(images, ((longest - images.width) // 2, (longest - images.height) // 2))
+            images = square
+        return images.resize((side, side), self.image_processor.resample)
 
     # ------------------------------------------------------------------ image placeholders
 
@@ -501,6 +532,10 @@ def square_image_processor(original, image_size: int) -> LlavaImageProcessorPil:
         image_mean=original.image_mean,
         image_std=original.image_std,
     )
+
+
+def _is_opaque_rgb(image) -> bool:
+    return isinstance(image, Image.Image) and image.mode == "RGB" and "transparency" not in image.info
 
 
 def _num_prefix_tokens(vision_config) -> int:

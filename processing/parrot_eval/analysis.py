@@ -72,9 +72,7 @@ def routing(model: Any, processor: Any, image: Image.Image, question: str) -> Ro
     )
 
 
-def whole_characters(
-    tokenizer: Any, tokens: Sequence[int], weights: Sequence[float]
-) -> tuple[list[str], list[float]]:
+def whole_characters(tokenizer: Any, tokens: Sequence[int], weights: Sequence[float]) -> tuple[list[str], list[float]]:
     """Readable pieces and the sums of their weights: byte-level tokens may each hold only a part of a character."""
     pieces, sums, start = [], [], 0
     for end in range(1, len(tokens) + 1):

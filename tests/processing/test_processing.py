@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from jinja2.exceptions import TemplateError
+from PIL import Image
 from tiny_models import assistant, encode, picture, save_language_model, save_tower, user
 
 from modeling_parrot import ParrotProcessor
@@ -231,6 +232,19 @@ def test_custom_template_that_trims_still_routes_by_turns(processor):
 def test_image_token_types_mark_placeholders(processor):
     inputs = encode(processor, TALK[:1])
     assert torch.equal(inputs["mm_token_type_ids"] == 1, inputs["input_ids"] == processor.image_token_id)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+@pytest.mark.parametrize("size", [(64, 48), (11, 200), (28, 28), (29, 30)])
+def test_pixels_are_those_of_the_image_processor_alone(processor, size, mode):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    expected = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    found = processor(images=[image, image], text="<image><image>", return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, torch.cat([expected, expected]))
+    unpadded = processor(images=image, text="<image>", return_tensors="pt", do_pad=False, do_resize=True)
+    alone = processor.image_processor(image, return_tensors="pt", do_pad=False)["pixel_values"]
+    assert torch.equal(unpadded["pixel_values"], alone)
 
 
 def test_images_are_padded_to_squares_with_the_mean_colour(processor):
