@@ -8,7 +8,8 @@ Compares Parrot with transformers' LLaVA and with PARROT's published algorithm: 
 All sides of a comparison have the same tower, language model, batch, dtype and attention, random weights, and run by turns in
 one process, so that a busy machine slows them alike: read the ratios. Peak memory is of a process of its own per side on a
 CPU, of the allocator on a GPU. `growth` shows how a training step grows with one size at a time. Written: `benchmark.json`
-(every run), `benchmark.md` (tables), `growth.png`.
+(every run), `benchmark.md` (tables), `growth.png`; what the folder has from this machine and these settings stays, so that
+parts can be measured one by one.
 """
 
 import argparse
@@ -377,12 +378,12 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything asked for, {name: result}; printed as it comes."""
-    results: dict[str, Any] = {}
+def measure(args: argparse.Namespace, results: dict[str, Any], save: Callable[[], None]) -> None:
+    """Puts everything asked for into `results`, {name: result}; printed and saved as it comes."""
 
     def add(name: str, result: dict[str, Any]) -> None:
         results[name] = result
+        save()
         shown = {key: f"{value:.3f}" for key, value in figures(result).items()}
         print(f"{name}: {result['compared'][0]} against {result['compared'][1]}: {shown}", flush=True)
 
@@ -417,7 +418,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "data" in args.only:
         for name, result in measure_data(args).items():
             add(name, result)
-    return results
 
 
 def main() -> None:
@@ -426,21 +426,32 @@ def main() -> None:
     if args.child:
         child(args.child)
         return
-    results = measure(args)
     args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "benchmark.json"
     machine = {
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine(),
         "threads": args.threads, "torch": torch.__version__, "transformers": transformers.__version__,
-        "dtype": str(args.dtype), "batch_size": args.batch_size, "peak_flops": peak_flops(args.device, args.dtype),
+        "dtype": str(args.dtype), "batch_size": args.batch_size,
     }  # fmt: skip
-    content = {"machine": machine, "results": results}
-    (args.output / "benchmark.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    text = tables(content)
-    (args.output / "benchmark.md").write_text(text, encoding="utf-8")
-    made = [args.output / "benchmark.json", args.output / "benchmark.md"]
+    content: dict[str, Any] = {"machine": machine, "results": {}}
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if {key: known["machine"].get(key) for key in machine} != machine:
+            raise SystemExit(
+                f"error: {path} is of another machine or setting: {known['machine']}. Choose another --output."
+            )
+        content["results"] = known["results"]
+    machine["peak_flops"] = peak_flops(args.device, args.dtype)
+
+    def save() -> None:
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        path.with_suffix(".md").write_text(tables(content), encoding="utf-8")
+
+    measure(args, content["results"], save)
+    made = [path, path.with_suffix(".md")]
     if "growth" in args.only:
-        made.append(draw_growth(results, args.output / "growth.png"))
-    print(f"\n{text}\nMade: {', '.join(map(str, made))}")
+        made.append(draw_growth(content["results"], args.output / "growth.png"))
+    print(f"\n{tables(content)}\nMade: {', '.join(map(str, made))}")
 
 
 if __name__ == "__main__":

@@ -124,3 +124,26 @@ def test_growth_is_drawn(tmp_path):
     result = {"compared": ("2", "1"), "seconds": {"1": [0.1], "2": [0.2]}, "memory": {"1": 2**30, "2": 2**31}}
     path = draw_growth({"growth with rows": result, "adapter": {}}, tmp_path / "growth.png")
     assert path.stat().st_size > 5000
+
+
+def test_parts_measured_one_by_one_stay_in_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        benchmark, "measure_top_k", lambda *_: {"compared": ("a", "b"), "seconds": {"a": [1], "b": [2]}}
+    )
+    monkeypatch.setattr(
+        benchmark, "measure_adapter", lambda *_: {"compared": ("a", "b"), "seconds": {"a": [1], "b": [4]}}
+    )
+    monkeypatch.setattr(benchmark, "peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", "--output", str(tmp_path), "--only", *arguments])
+        benchmark.main()
+
+    run("top_k")
+    run("adapter")
+    text = (tmp_path / "benchmark.md").read_text(encoding="utf-8")
+    assert "top-1 of 48" in text and "adapter" in text
+    with pytest.raises(SystemExit, match="another machine or setting"):
+        run("adapter", "--batch-size", "3")
+    assert (tmp_path / "benchmark.md").read_text(encoding="utf-8") == text
