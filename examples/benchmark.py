@@ -7,9 +7,9 @@ Compares Parrot with transformers' LLaVA and with PARROT's published algorithm: 
 
 All sides of a comparison have the same tower, language model, batch, dtype and attention, random weights, and run by turns in
 one process, so that a busy machine slows them alike: read the ratios. Peak memory is of a process of its own per side on a
-CPU, of the allocator on a GPU. `growth` shows how a training step grows with one size at a time. Written: `benchmark.json`
-(every run), `benchmark.md` (tables), `growth.png`; what the folder has from this machine and these settings stays, so that
-parts can be measured one by one.
+CPU, of the allocator on a GPU; the adapter's is what its forward pass keeps for the backward pass. `growth` shows how a
+training step grows with one size at a time. Written: `benchmark.json` (every run), `benchmark.md` (tables), `growth.png`; what
+the folder has from this machine and these settings stays, so that parts can be measured one by one.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -166,31 +166,41 @@ def child(content: str) -> None:
     job = json.loads(content)
     args = argparse.Namespace(batch_size=job["batch_size"], dtype=getattr(torch, job["dtype"]), device=job["device"])
     shape = Shape(**job["shape"])
-    if job["part"] == "adapter":
-        work = adapter_step(job["side"], shape, args)
-        before = resident() if args.device == "cpu" else torch.cuda.memory_allocated()
-    else:
-        work, before = train(job["part"], job["side"], shape, args, job.get("images", 1)), 0
+    work = train(job["part"], job["side"], shape, args, job.get("images", 1))
     for _ in range(3):
         work()
-    if args.device == "cuda":
-        print(torch.cuda.max_memory_allocated() - before)
-    else:
-        print(resident(peak=True) - before)
+    print(torch.cuda.max_memory_allocated() if args.device == "cuda" else most_resident())
 
 
-def resident(peak: bool = False) -> int:
-    """Bytes of this process in memory, now or at most so far (`ru_maxrss` would include the parent's)."""
-    name = "VmHWM:" if peak else "VmRSS:"
+def most_resident() -> int:
+    """Bytes of this process in memory, at most so far (`ru_maxrss` would include the parent's)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
-def adapter_step(side: str, shape: Shape, args: argparse.Namespace) -> Callable[[], None]:
-    """Experts forward and backward, with gradients for their input and parameters."""
+def saved_bytes(work: Callable[[], Any], known: Sequence[torch.Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, beside the tensors that are there anyway."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in known}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = work()  # holds what was kept, so that no address is used twice
+    del result
+    return sum(kept.values())
+
+
+def adapter(
+    side: str, shape: Shape, args: argparse.Namespace
+) -> tuple[Callable[[], torch.Tensor], list[torch.Tensor]]:
+    """The experts' forward pass, and what it starts from: input and parameters, all with gradients."""
     model = build("parrot", replace(shape, layers=1, tower_layers=1, vocabulary=1000), args.dtype, args.device)
-    config = model.config
-    experts = model.model.language_experts if side == "parrot" else PublishedExperts(config)
+    experts = model.model.language_experts if side == "parrot" else PublishedExperts(model.config)
     experts = experts.to(args.device, args.dtype)
     with torch.no_grad():
         for parameter in experts.parameters():
@@ -199,23 +209,29 @@ def adapter_step(side: str, shape: Shape, args: argparse.Namespace) -> Callable[
     features = torch.randn(rows, tokens, shape.width, dtype=args.dtype, device=args.device, requires_grad=True)
     text = torch.randn(rows, 32, shape.width, dtype=args.dtype, device=args.device)
     mask = torch.ones(rows, 32, dtype=torch.long, device=args.device)
-    del model
 
-    def step() -> None:
-        weights = experts.select(experts.route(experts.guide(features[:, 0], text, mask)))
-        experts(features, weights).sum().backward()
-        experts.zero_grad()
-        features.grad = None
+    def forward() -> torch.Tensor:
+        return experts(features, experts.select(experts.route(experts.guide(features[:, 0], text, mask))))
 
-    return step
+    return forward, [features, *experts.parameters()]
 
 
 def measure_adapter(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
-    steps = {side: adapter_step(side, shape, args) for side in ("parrot", "published")}
+    """Experts forward and backward; their memory is that of the activations kept in between."""
+    steps, memory = {}, {}
+    for side in ("parrot", "published"):
+        forward, leaves = adapter(side, shape, args)
+
+        def step(forward: Any = forward, leaves: list[torch.Tensor] = leaves) -> None:
+            forward().sum().backward()
+            for leaf in leaves:
+                leaf.grad = None
+
+        steps[side], memory[side] = step, saved_bytes(forward, leaves)
     return {
         "compared": ("parrot", "published"),
         "seconds": by_turns(steps, args.device, args.repeats),
-        "memory": {side: peak_memory({"part": "adapter", "side": side}, shape, args) for side in steps},
+        "memory": memory,
     }
 
 

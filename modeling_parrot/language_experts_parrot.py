@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 
 from configuration_parrot import ParrotConfig
@@ -109,7 +110,16 @@ class ParrotLanguageExperts(nn.Module):
     def _mix_all(self, features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Every expert on every image, as one wide MLP; [N, S, C] to [N, S, C]."""
         up = self.up_proj(features)  # [N, S, E * I]
-        hidden = self.act(up) if self.gate_proj is None else self.act(self.gate_proj(features)) * up
+        gate = None if self.gate_proj is None else self.gate_proj(features)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # Keeps gate and up for the backward pass, and not the three other tensors of their size. What is recomputed is
+            # element by element: recomputing stops before the matrix product, whose input is the last thing missing.
+            return checkpoint(self._mix_hidden, gate, up, weights, use_reentrant=False)
+        return self._mix_hidden(gate, up, weights)
+
+    def _mix_hidden(self, gate: torch.Tensor | None, up: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """From gate (if any) and up, [N, S, E * I], to the weighted mixture of experts [N, S, C]."""
+        hidden = self.act(up) if gate is None else self.act(gate) * up
         hidden = hidden.unflatten(-1, (self.num_experts, -1)) * weights[:, None, :, None]  # [N, S, E, I]
         return self.down_proj(hidden.flatten(-2))
 

@@ -1,6 +1,6 @@
 """The whole way on small real data: two training stages, evaluation, a Hub-ready checkpoint, and its answers.
 
-    make demo            about 7 minutes on two CPU cores
+    make demo            about 9 minutes on two CPU cores
     make demo QUICK=1    under 2 minutes: the same steps on less data; its scores say nothing
 
 The same as, by hand, from the project's root:

@@ -100,9 +100,9 @@ def test_tables_mark_goals_by_what_was_measured():
 
 def test_peak_memory_is_the_other_process_own(monkeypatch):
     """A large process that asks does not count."""
-    ballast = torch.ones(2**28 // 4)  # 256 MiB
+    ballast = torch.ones(2**30 // 4)  # 1 GiB
     args = benchmark.argparse.Namespace(batch_size=1, dtype=torch.float32, device="cpu")
-    measured = benchmark.peak_memory({"part": "adapter", "side": "parrot"}, TINY, args)
+    measured = benchmark.peak_memory({"part": "stage1", "side": "parrot"}, TINY, args)
     assert 0 < measured < ballast.numel() * 4
 
 
@@ -147,3 +147,10 @@ def test_parts_measured_one_by_one_stay_in_the_folder(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="another machine or setting"):
         run("adapter", "--batch-size", "3")
     assert (tmp_path / "benchmark.md").read_text(encoding="utf-8") == text
+
+
+def test_saved_bytes_are_what_the_backward_pass_needs():
+    x, y = torch.randn(1000, requires_grad=True), torch.randn(1000, requires_grad=True)
+    assert (
+        benchmark.saved_bytes(lambda: (x * y).exp().sin(), [x, y]) == 4000
+    )  # exp's result, which is the sine's input too

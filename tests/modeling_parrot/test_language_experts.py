@@ -96,6 +96,16 @@ def test_running_active_experts_only_changes_neither_result_nor_gradients(monkey
         torch.testing.assert_close(sparse, dense)
 
 
+def test_only_gate_and_up_are_kept_for_the_backward_pass():
+    module, kept = experts(), []
+    features = torch.randn(N, S, C, dtype=torch.double, requires_grad=True)
+    weights = torch.rand(N, E, dtype=torch.double)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = module(features, weights)
+    wide = {tensor.data_ptr() for tensor in kept if tensor.numel() == N * S * E * W}
+    assert len(wide) == 2 and output.requires_grad
+
+
 def test_selection_keeps_the_most_probable_and_does_not_rescale():
     probabilities = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
     assert experts(num_active_experts=2).select(probabilities).tolist() == [
