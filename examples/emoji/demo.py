@@ -256,7 +256,10 @@ def write_card(
     ]
     scores += [
         Score(
-            benchmark="Emoji in MMMB's form", metric=f"4-way accuracy by {way}", split="held-out style", values=values
+            benchmark="Emoji in MMMB's form",
+            metric=f"4-way accuracy, {way}",
+            split="held-out drawing style",
+            values=values,
         )
         for way, values in choice.items()
     ]
