@@ -103,7 +103,8 @@ def markdown(results: Results) -> str:
     for part, by_name in results.parts.items():
         lines += ["", f"## By {part.replace('_', ' ')}", "", part_table(by_name, list(results.scores), first)]
     if table := comparison([results]):
-        lines += ["", "## Beside published scores", "", table]
+        note = "They compare on the same questions only: files given with `--like` may hold others, `--limit` takes fewer."
+        lines += ["", "## Beside published scores", "", note, "", table]
     return "\n".join(lines) + "\n"
 
 
