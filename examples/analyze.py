@@ -28,13 +28,13 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_data.images import BadImageError, load_image
 from parrot_eval.analysis import Routing, expert_weights, gap, modality_features, routing
 from parrot_eval.benchmarks import Benchmark, load_benchmark
+from parrot_eval.generation import Asker
 from parrot_eval.prompts import prompt
 
 
@@ -61,8 +61,8 @@ def write_csv(path: Path, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -
 
 
 def load(folder: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=trust_remote_code).eval()
-    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    asker = Asker.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return asker.model, asker.processor
 
 
 # --------------------------------------------------------------------------------------------------------- experts

@@ -21,12 +21,13 @@ import gradio as gr
 import torch
 from jinja2 import TemplateError
 from PIL import Image, ImageOps
-from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 from transformers.utils import logging
 
 import modeling_parrot  # noqa: F401 (registers Parrot's classes)
 from parrot_data.images import load_image
 from parrot_data.languages import language_of
+from parrot_eval.generation import Asker
 from parrot_eval.prompts import load_wording
 
 
@@ -258,14 +259,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        args.model, trust_remote_code=args.trust_remote_code, dtype="auto"
-    )
-    answerer = Answerer(
-        model.to(device),
-        AutoProcessor.from_pretrained(args.model, trust_remote_code=args.trust_remote_code),
-        args.max_new_tokens,
-    )
+    asker = Asker.from_pretrained(args.model, device, trust_remote_code=args.trust_remote_code)
+    answerer = Answerer(asker.model, asker.processor, args.max_new_tokens)
     pictures = (
         sorted(path for path in args.images.iterdir() if path.suffix.lower() in IMAGE_TYPES) if args.images else []
     )

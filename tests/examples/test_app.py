@@ -259,8 +259,8 @@ def served(built, pictures):
         launch(page, **{**options, "server_port": None}, prevent_thread_lock=True, quiet=True)
 
     model, processor = built
-    patch.setattr(app, "AutoModelForImageTextToText", SimpleNamespace(from_pretrained=lambda *_, **__: model))
-    patch.setattr(app, "AutoProcessor", SimpleNamespace(from_pretrained=lambda *_, **__: processor))
+    loaded = SimpleNamespace(model=model, processor=processor)
+    patch.setattr(app, "Asker", SimpleNamespace(from_pretrained=lambda *_, **__: loaded))
     patch.setattr(gradio.Blocks, "launch", keep)
     patch.setattr("sys.argv", ["app.py", "--model", "some/tiny", "--images", str(pictures), "--max-new-tokens", "60"])
     app.main()
