@@ -1,4 +1,4 @@
-"""Fixtures of the tests that train: the parts of a model, and recipes on top of them."""
+"""A saved checkpoint for programs that use one; for those that train, the parts of a model and recipes on top of them."""
 
 from types import SimpleNamespace
 
@@ -6,6 +6,16 @@ import pytest
 import tiny_data
 import tiny_models
 from tiny_runs import EXPERTS, settings, write_recipe
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory):
+    """The folder of a model with three experts, with its processor."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
+    model, processor = tiny(num_language_experts=3)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")

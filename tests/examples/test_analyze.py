@@ -21,15 +21,6 @@ QUESTIONS = {"en": ("What is this?", "a cat", "a dog"), "ru": ("Что это?",
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
-    model, processor = tiny(num_language_experts=3)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
     folder, files = tmp_path_factory.mktemp("benchmark"), []
     for language, (question, one, other) in QUESTIONS.items():

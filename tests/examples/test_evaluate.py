@@ -19,15 +19,6 @@ import evaluate  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
-    model, processor = tiny(num_language_experts=2)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def files(tmp_path):
     def rows(question):
