@@ -140,11 +140,11 @@ def evaluate(
         per_language: use only so many questions of each split, kind and language.
 
     Returns:
-        `{"style": Scores, "concept": Scores, "control": Scores, "text": Scores, "router": {language: [E]}}`.
+        `{"style": Scores, "concept": Scores, "control": Scores, "text": Scores}`.
     """
     names = name_languages(load_data(), languages)
     rows = limited(read_rows(data / "eval.jsonl"), per_language)
-    answers, routing = answer(model, processor, rows, data)
+    answers, _ = answer(model, processor, rows, data)
     result: dict[str, Any] = {"questions": len(rows)}
     for split in ("style", "concept"):
         chosen = [i for i, row in enumerate(rows) if row["split"] == split]
@@ -152,7 +152,6 @@ def evaluate(
     shuffled = with_other_pictures([row for row in rows if row["split"] == "style" and row["kind"] == "choice"])
     result["control"] = score(shuffled, answer(model, processor, shuffled, data)[0], names, languages)
     result["text"] = evaluate_text(model, processor, data, languages, per_language)
-    result["router"] = mean_routing(rows, routing)
     result["samples"] = [
         {key: row[key] for key in ("image", "language", "question", "answer")} | {"answered": text}
         for row, text in list(zip(rows, answers, strict=True))[:: max(1, len(rows) // 12)]
