@@ -2,7 +2,7 @@
 Compares Parrot with transformers' LLaVA and with PARROT's published algorithm: time, memory, and what bounds them.
 
     python examples/benchmark.py --output outputs/benchmark                    # the shapes that fit this machine
-    python examples/benchmark.py --output outputs/benchmark --shapes tiny      # a minute, to see that it runs
+    python examples/benchmark.py --output outputs/benchmark --shapes tiny      # some minutes, to see that it runs
     python examples/benchmark.py --output outputs/benchmark --only stage1 stage2 --shapes small --vocabulary 152000
 
 All sides of a comparison have the same tower, language model, batch, dtype and attention, random weights, and run by turns in
