@@ -170,10 +170,11 @@ class ParrotProcessor(ProcessorMixin):
         they become arrays, and then each of the 256 levels is looked up instead of rescaled and normalised pixel by pixel.
         """
         own = self.image_processor
-        plain = type(own) is LlavaImageProcessorPil and own.do_pad and own.do_resize
-        side = own.size.get("shortest_edge") or own.size["height"]
+        pads_and_resizes = type(own) is LlavaImageProcessorPil and own.do_pad and own.do_resize and own.image_mean
+        side = own.size.get("height")
         flat: Any = make_flat_list_of_images(images)
-        if not plain or own.size.get("width", side) != side or kwargs.keys() & _PIXELS or not all(map(_is_rgb, flat)):
+        fits = pads_and_resizes and side and side == own.size.get("width") and all(map(_is_rgb, flat))
+        if not fits or kwargs.keys() & _PIXELS:
             return super()._process_images(images, **kwargs)
         levels = own(_RAMP, do_pad=False, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]  # [3, 256]
         kwargs.update(do_pad=False, do_resize=False, do_rescale=False, do_normalize=False)

@@ -247,6 +247,16 @@ def test_pixels_are_those_of_the_image_processor_alone(processor, size, mode):
     assert torch.equal(unpadded["pixel_values"], alone)
 
 
+@pytest.mark.parametrize("setting", [{"image_mean": None, "do_normalize": False}, {"size": {"shortest_edge": 28}}])
+def test_settings_of_the_image_processor_hold_whatever_they_are(processor, setting):
+    """Traps of the short way: without a mean padding is black, and a size may name an edge."""
+    for name, value in setting.items():
+        setattr(processor.image_processor, name, value)
+    expected = processor.image_processor(picture(0, (64, 48)), return_tensors="pt")["pixel_values"]
+    found = processor(images=picture(0, (64, 48)), text="<image>", return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, expected)
+
+
 def test_images_are_padded_to_squares_with_the_mean_colour(processor):
     wide = picture(0, size=(56, 14))
     pixels = processor(images=wide, text="<image>", return_tensors="pt")["pixel_values"][0]
