@@ -178,13 +178,13 @@ class ParrotProcessor(ProcessorMixin):
             return super()._process_images(images, **kwargs)
         levels = own(_RAMP, do_pad=False, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]  # [3, 256]
         kwargs.update(do_pad=False, do_resize=False, do_rescale=False, do_normalize=False)
+        tensors = kwargs.pop("return_tensors", None)
         processed, replacements = super()._process_images(self._squares(images, side), **kwargs)
-        pixels = [
-            np.stack([np.take(level, channel) for level, channel in zip(levels, np.asarray(image), strict=True)])
-            for image in processed["pixel_values"]
-        ]
-        processed = BatchFeature({**processed, "pixel_values": pixels}, tensor_type=kwargs.get("return_tensors"))
-        return processed, replacements
+        pixels = np.empty((len(flat), 3, side, side), levels.dtype)
+        for image, values in zip(processed["pixel_values"], pixels, strict=True):
+            for level, channel, looked_up in zip(levels, image, values, strict=True):
+                np.take(level, channel, out=looked_up, mode="clip")  # nothing to clip, but other modes copy first
+        return BatchFeature({**processed, "pixel_values": pixels}, tensor_type=tensors), replacements
 
     def _squares(self, images, side: int):
         """
@@ -193,13 +193,18 @@ class ParrotProcessor(ProcessorMixin):
         """
         if not isinstance(images, Image.Image):
             return [self._squares(image, side) for image in images]
-        longest = max(images.size)
-        if images.width != images.height:
+        width, height = images.size
+        longest, resample = max(width, height), self.image_processor.resample
+        if width > height:
+            # PIL resizes horizontally first, which leaves rows of padding as they are: they are cheaper to add afterwards.
+            images = images.resize((side, height), resample)
+        if width != height:
             mean = self.image_processor.image_mean
-            square = Image.new("RGB", (longest, longest), tuple(int(255 * value) for value in mean))
-            square.paste(images, ((longest - images.width) // 2, (longest - images.height) // 2))
+            size = (side if width > height else longest, longest)
+            square = Image.new("RGB", size, tuple(int(255 * value) for value in mean))
+            square.paste(images, ((size[0] - images.width) // 2, (longest - height) // 2))
             images = square
-        return images.resize((side, side), self.image_processor.resample)
+        return images.resize((side, side), resample)
 
     # ------------------------------------------------------------------ image placeholders
 

@@ -47,7 +47,7 @@ class ParrotDataCollator:
             return_assistant_tokens_mask=True,
             processor_kwargs={"padding": True, "padding_side": "right"},
         )
-        batch = {name: torch.from_numpy(np.array(value)) for name, value in encoded.items()}
+        batch = {name: torch.from_numpy(np.asarray(value)) for name, value in encoded.items()}
         answers = batch.pop("assistant_masks").bool() & batch["attention_mask"].bool()
         batch["labels"] = batch["input_ids"].masked_fill(~answers, -100)
         lengths = batch["attention_mask"].sum(dim=1)  # [B]

@@ -247,9 +247,13 @@ def test_pixels_are_those_of_the_image_processor_alone(processor, size, mode):
     assert torch.equal(unpadded["pixel_values"], alone)
 
 
-@pytest.mark.parametrize("setting", [{"image_mean": None, "do_normalize": False}, {"size": {"shortest_edge": 28}}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"image_mean": None, "do_normalize": False}, {"size": {"shortest_edge": 28}}]
+    + [{"resample": resample} for resample in Image.Resampling],
+)
 def test_settings_of_the_image_processor_hold_whatever_they_are(processor, setting):
-    """Traps of the short way: without a mean padding is black, and a size may name an edge."""
+    """Traps of the short way: without a mean padding is black, a size may name an edge, and it resizes in two steps."""
     for name, value in setting.items():
         setattr(processor.image_processor, name, value)
     expected = processor.image_processor(picture(0, (64, 48)), return_tensors="pt")["pixel_values"]
