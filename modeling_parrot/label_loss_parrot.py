@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from modeling_parrot.language_experts_parrot import is_plain_linear
+
 
 CHUNK = 2**24  # logits at a time: 64 MiB in float32
 
@@ -55,11 +57,9 @@ def label_loss(hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor, coun
         The loss, float32 [], or None if the head is not one plain product whose weights are all here: it carries LoRA,
         is quantised or sharded, or code is being compiled. Then the head itself has to be called.
     """
-    weight = getattr(head, "weight", None)
-    is_sharded = hasattr(weight, "placements") or hasattr(weight, "ds_id")  # DTensor, ZeRO-3
-    if type(head) is not nn.Linear or head.bias is not None or is_sharded or torch.compiler.is_compiling():
+    if not is_plain_linear(head) or head.bias is not None or torch.compiler.is_compiling():
         return None
-    return _LabelLoss.apply(hidden, weight, labels) / (max(1, len(labels)) if count is None else count)
+    return _LabelLoss.apply(hidden, head.weight, labels) / (max(1, len(labels)) if count is None else count)
 
 
 __all__ = ["label_loss"]

@@ -55,6 +55,7 @@ class ParrotLanguageExperts(nn.Module):
         self.gate_proj = None if with_bias else nn.Linear(width, hidden, bias=False)
         self.up_proj = nn.Linear(width, hidden, bias=with_bias)
         self.act = ACT2FN[config.expert_hidden_act]
+        self.is_swiglu = not with_bias and config.expert_hidden_act in ("silu", "swish")
         self.down_proj = ParrotExpertOutput(hidden, width, bias=False)
         # The output biases cannot be one wide bias: each expert's own is weighted by its probability.
         self.down_bias = ParrotExpertOutput(self.num_experts, width, bias=False) if with_bias else None
@@ -111,11 +112,14 @@ class ParrotLanguageExperts(nn.Module):
         """Every expert on every image, as one wide MLP; [N, S, C] to [N, S, C]."""
         up = self.up_proj(features)  # [N, S, E * I]
         gate = None if self.gate_proj is None else self.gate_proj(features)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # Keeps gate and up for the backward pass, and not the three other tensors of their size. What is recomputed is
-            # element by element: recomputing stops before the matrix product, whose input is the last thing missing.
-            return checkpoint(self._mix_hidden, gate, up, weights, use_reentrant=False)
-        return self._mix_hidden(gate, up, weights)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._mix_hidden(gate, up, weights)
+        # Both keep gate and up for the backward pass, and not the three other tensors of their size.
+        if self.is_swiglu and is_plain_linear(self.down_proj):
+            return _SwiGLUMixture.apply(gate, up, weights, self.down_proj.weight)
+        # What is recomputed is element by element: recomputing stops before the matrix product, whose input is the last
+        # thing missing.
+        return checkpoint(self._mix_hidden, gate, up, weights, use_reentrant=False)
 
     def _mix_hidden(self, gate: torch.Tensor | None, up: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """From gate (if any) and up, [N, S, E * I], to the weighted mixture of experts [N, S, C]."""
@@ -148,14 +152,55 @@ class ParrotLanguageExperts(nn.Module):
         """Whether few experts are active and their weights are plain: no LoRA, not quantised, not sharded."""
         if self.num_active == self.num_experts or torch.compiler.is_compiling():
             return False
-        layers = [layer for layer in (self.gate_proj, self.up_proj, self.down_proj) if layer is not None]
-        # torchao quantises and FSDP shards the weight inside a plain layer: a tensor of another class. ZeRO-3 marks it.
-        return all(
-            type(layer) in (nn.Linear, ParrotExpertOutput)
-            and type(layer.weight) in (nn.Parameter, torch.Tensor)
-            and not hasattr(layer.weight, "ds_id")
-            for layer in layers
-        )
+        return all(map(is_plain_linear, filter(None, (self.gate_proj, self.up_proj, self.down_proj))))
 
 
-__all__ = ["ParrotLanguageExperts", "ParrotMultiModalProjector"]
+class _SwiGLUMixture(torch.autograd.Function):
+    """`_mix_hidden` of SwiGLU experts, in place where it can be: most of its time is memory that autograd would allocate."""
+
+    @staticmethod
+    def forward(ctx, gate, up, weights, down):
+        ctx.save_for_backward(gate, up, weights, down)
+        hidden = nn.functional.silu(gate).mul_(up)
+        _by_expert(hidden, weights).mul_(weights[:, None, :, None])
+        return nn.functional.linear(hidden, down.to(hidden.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        gate, up, weights, down = ctx.saved_tensors
+        _, _, for_weights, for_down = ctx.needs_input_grad  # frozen experts, forced weights
+        grad_weights = grad_down = None
+        active = nn.functional.silu(gate)
+        grad_hidden = grad @ down.to(grad.dtype)  # [N, S, E * I]
+        if for_weights or for_down:
+            hidden = active * up
+            if for_weights:
+                grad_weights = _by_expert(grad_hidden * hidden, weights).sum((1, 3), dtype=weights.dtype)
+            if for_down:
+                _by_expert(hidden, weights).mul_(weights[:, None, :, None])
+                grad_down = (grad.flatten(0, 1).T @ hidden.flatten(0, 1)).to(down.dtype)
+        _by_expert(grad_hidden, weights).mul_(weights[:, None, :, None])
+        grad_up = active.mul_(grad_hidden)
+        grad_gate = torch.ops.aten.silu_backward(grad_hidden.mul_(up), gate)
+        return grad_gate, grad_up, grad_weights, grad_down
+
+
+def _by_expert(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """A view [N, S, E, I] of [N, S, E * I]."""
+    return hidden.unflatten(-1, (weights.shape[-1], -1))
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether a layer is one product whose weights are all here: no LoRA, not quantised, sharded or offloaded."""
+    # torchao quantises and FSDP shards the weight inside a plain layer: a tensor of another class. ZeRO-3 marks it.
+    # accelerate puts a forward of its own into a layer whose weights it brings from elsewhere.
+    return (
+        type(layer) in (nn.Linear, ParrotExpertOutput)
+        and type(layer.weight) in (nn.Parameter, torch.Tensor)
+        and not hasattr(layer.weight, "ds_id")
+        and "forward" not in vars(layer)
+    )
+
+
+__all__ = ["ParrotLanguageExperts", "ParrotMultiModalProjector", "is_plain_linear"]

@@ -1,5 +1,6 @@
 """Equations 2 to 5: the wide, block-scaled MLP equals separate experts, summed one by one."""
 
+import accelerate
 import pytest
 import torch
 from torch.nn.functional import linear, silu
@@ -60,11 +61,16 @@ def test_wide_mlp_equals_experts_one_by_one(expert_type, scales, active):
 
 
 @pytest.mark.parametrize("expert_type", ["swiglu", "mlp"])
-def test_gradients_equal_those_of_experts_one_by_one(expert_type):
+@pytest.mark.parametrize("frozen", ["", "weights", "down_proj", "weights down_proj", "gate_proj up_proj"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_gradients_equal_those_of_experts_one_by_one(monkeypatch, expert_type, frozen, plain):
+    monkeypatch.setattr("modeling_parrot.language_experts_parrot.is_plain_linear", lambda layer: plain)
     module = experts(expert_type=expert_type)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.split(".")[0] not in ["router", *frozen.split()])
     features = torch.randn(N, S, C, dtype=torch.double, requires_grad=True)
-    weights = torch.randn(N, E, dtype=torch.double).softmax(-1).requires_grad_()
-    inputs = [features, weights, *(p for name, p in module.named_parameters() if "router" not in name)]
+    weights = torch.randn(N, E, dtype=torch.double).softmax(-1).requires_grad_("weights" not in frozen)
+    inputs = [tensor for tensor in (features, weights, *module.parameters()) if tensor.requires_grad]
     wide = torch.autograd.grad(module(features, weights).pow(2).sum(), inputs)
     single = torch.autograd.grad(one_by_one(module, features, weights).pow(2).sum(), inputs)
     for a, b in zip(wide, single, strict=True):
@@ -96,8 +102,36 @@ def test_running_active_experts_only_changes_neither_result_nor_gradients(monkey
         torch.testing.assert_close(sparse, dense)
 
 
-def test_only_gate_and_up_are_kept_for_the_backward_pass():
-    module, kept = experts(), []
+def test_mixed_precision_gives_the_gradients_of_full_precision_up_to_rounding():
+    module = experts().float()
+    features, weights = torch.randn(N, S, C), torch.rand(N, E)
+    gradients = []
+    for is_mixed in (False, True):
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            output = module(features, weights)
+        output.float().sum().backward()
+        gradients.append({n: p.grad for n, p in module.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 3
+    for name, full in gradients[0].items():
+        assert gradients[1][name].dtype == torch.float32
+        assert (gradients[1][name] - full).norm() < 0.02 * full.norm()
+
+
+@pytest.mark.parametrize("active", [None, 2])
+@pytest.mark.parametrize("trains", [True, False])
+def test_experts_whose_weights_are_elsewhere_give_the_same(active, trains):
+    module = experts(num_active_experts=active)
+    features, weights = torch.randn(N, S, C).double(), module.select(torch.rand(N, E).double())
+    expected = module(features, weights)
+    accelerate.cpu_offload(module, execution_device=torch.device("cpu"))
+    with torch.set_grad_enabled(trains):
+        torch.testing.assert_close(module(features, weights), expected)
+
+
+@pytest.mark.parametrize("expert_hidden_act", ["silu", "gelu"])
+def test_only_gate_and_up_are_kept_for_the_backward_pass(expert_hidden_act):
+    module, kept = experts(expert_hidden_act=expert_hidden_act), []
     features = torch.randn(N, S, C, dtype=torch.double, requires_grad=True)
     weights = torch.rand(N, E, dtype=torch.double)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
