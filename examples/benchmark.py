@@ -232,6 +232,7 @@ def measure_adapter(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
         "compared": ("parrot", "published"),
         "seconds": by_turns(steps, args.device, args.repeats),
         "memory": memory,
+        "flops": {side: flops_of(step) for side, step in steps.items()},
     }
 
 
@@ -265,7 +266,11 @@ def measure_first_token(shape: Shape, args: argparse.Namespace, rows: int) -> di
             model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False)
 
         works[side] = work
-    return {"compared": ("parrot", "llava"), "seconds": by_turns(works, args.device, args.repeats)}
+    return {
+        "compared": ("parrot", "llava"),
+        "seconds": by_turns(works, args.device, args.repeats),
+        "flops": {side: flops_of(work) for side, work in works.items()},
+    }
 
 
 def measure_decoding(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:

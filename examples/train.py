@@ -28,8 +28,9 @@ from torch import nn
 from train_recipe import LORA_TARGETS, DataArguments, ModelArguments, read_recipe, sources
 from train_report import data_summary, memory_estimate, parameter_table, proportions, sample_report
 from transformers import AutoConfig, BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import apply_liger_kernel, is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import get_parameter_names
+from transformers.utils import is_liger_kernel_available
 
 from modeling_parrot import ParrotForConditionalGeneration, ParrotProcessor
 from parrot_data import ConversationDataset, ImageReader, ParrotDataCollator, open_sources, rows_that_do_not_fit
@@ -126,6 +127,8 @@ def check_environment(args: TrainingArguments, arguments: ModelArguments) -> Non
             "`merge_lora` needs the whole model in one process, and here it is sharded. Train without it, then merge: "
             "peft.PeftModel.from_pretrained(model, output_dir).merge_and_unload().save_pretrained(folder)."
         )
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError("`use_liger_kernel` needs liger-kernel: pip install liger-kernel (it needs a GPU, too).")
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process would become nn.DataParallel, which splits images from their rows. "
@@ -311,6 +314,10 @@ def set_trainable(model: Any, arguments: ModelArguments, args: TrainingArguments
     model.config.encode_dummy_image = True  # a batch without images must not leave parts without gradients
     model.config.logits_for_labels_only = args.label_smoothing_factor == 0  # smoothing reads the logits
     model.config.get_text_config().use_cache = False
+    if args.use_liger_kernel:
+        # The Trainer's own call looks for the name of the whole model and changes nothing. The loss is fused already.
+        losses = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+        apply_liger_kernel(model.model.language_model, {**(args.liger_kernel_config or {}), **losses})
     if arguments.lora is not None:
         from peft import LoraConfig, get_peft_model
 

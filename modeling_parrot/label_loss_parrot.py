@@ -1,5 +1,7 @@
 """Next-token loss where there are labels, without ever holding all of their logits."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -45,7 +47,8 @@ class _LabelLoss(torch.autograd.Function):
 
 def label_loss(hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor, count=None) -> torch.Tensor | None:
     """
-    As `cross_entropy(head(hidden).float(), labels)`, in memory that does not grow with the number of labels.
+    As `cross_entropy(head(hidden).float(), labels)`, in memory that does not grow with the number of labels. On a GPU
+    with liger-kernel installed its fused kernels do it.
 
     Args:
         hidden: [n, C], where there is a label.
@@ -59,7 +62,23 @@ def label_loss(hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor, coun
     """
     if not is_plain_linear(head) or head.bias is not None or torch.compiler.is_compiling():
         return None
-    return _LabelLoss.apply(hidden, head.weight, labels) / (max(1, len(labels)) if count is None else count)
+    fused = _liger(hidden.device) if len(labels) else None
+    if fused is not None:
+        total = fused(hidden, head.weight, labels, reduction="sum").float()
+    else:
+        total = _LabelLoss.apply(hidden, head.weight, labels)
+    return total / (max(1, len(labels)) if count is None else count)
+
+
+def _liger(device: torch.device) -> Callable[..., torch.Tensor] | None:
+    """Liger's kernels for the same, on GPUs where they are installed."""
+    if device.type != "cuda":
+        return None
+    try:
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    except ImportError:
+        return None
+    return liger_fused_linear_cross_entropy
 
 
 __all__ = ["label_loss"]

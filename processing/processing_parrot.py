@@ -168,43 +168,37 @@ class ParrotProcessor(ProcessorMixin):
         """
         As `ProcessorMixin._process_images`, the same pixels in less time for photographs: they are padded and resized before
         they become arrays, and then each of the 256 levels is looked up instead of rescaled and normalised pixel by pixel.
+        transformers' image processor takes each image from PIL to an array and back twice, which takes longer than resizing.
         """
         own = self.image_processor
         pads_and_resizes = type(own) is LlavaImageProcessorPil and own.do_pad and own.do_resize and own.image_mean
         side = own.size.get("height")
         flat: Any = make_flat_list_of_images(images)
-        fits = pads_and_resizes and side and side == own.size.get("width") and all(map(_is_rgb, flat))
-        if not fits or kwargs.keys() & _PIXELS:
+        fits = pads_and_resizes and not own.do_center_crop and side and side == own.size.get("width")
+        if kwargs or not fits or not all(map(_is_rgb, flat)):
             return super()._process_images(images, **kwargs)
-        levels = own(_RAMP, do_pad=False, do_resize=False, do_center_crop=False)["pixel_values"][0][:, 0]  # [3, 256]
-        kwargs.update(do_pad=False, do_resize=False, do_rescale=False, do_normalize=False)
-        tensors = kwargs.pop("return_tensors", None)
-        processed, replacements = super()._process_images(self._squares(images, side), **kwargs)
+        levels = own(_RAMP, do_pad=False, do_resize=False)["pixel_values"][0][:, 0]  # [3, 256]
         pixels = np.empty((len(flat), 3, side, side), levels.dtype)
-        for image, values in zip(processed["pixel_values"], pixels, strict=True):
-            for level, channel, looked_up in zip(levels, image, values, strict=True):
+        for image, values in zip(flat, pixels, strict=True):
+            channels = np.asarray(self._square(image, side)).transpose(2, 0, 1)
+            for level, channel, looked_up in zip(levels, channels, values, strict=True):
                 np.take(level, channel, out=looked_up, mode="clip")  # nothing to clip, but other modes copy first
-        return BatchFeature({**processed, "pixel_values": pixels}, tensor_type=tensors), replacements
+        placeholders = [self.replace_image_token({"pixel_values": pixels}, index) for index in range(len(flat))]
+        return BatchFeature({"pixel_values": pixels}), placeholders
 
-    def _squares(self, images, side: int):
-        """
-        Images padded and resized, nested as they come. transformers' image processor takes each from PIL to an array of
-        channels, back to resize it, and again, which takes longer than resizing it.
-        """
-        if not isinstance(images, Image.Image):
-            return [self._squares(image, side) for image in images]
-        width, height = images.size
+    def _square(self, image: Image.Image, side: int) -> Image.Image:
+        """The image padded with the mean colour and resized."""
+        width, height = image.size
         longest, resample = max(width, height), self.image_processor.resample
         if width > height:
             # PIL resizes horizontally first, which leaves rows of padding as they are: they are cheaper to add afterwards.
-            images = images.resize((side, height), resample)
+            image = image.resize((side, height), resample)
         if width != height:
-            mean = self.image_processor.image_mean
             size = (side if width > height else longest, longest)
-            square = Image.new("RGB", size, tuple(int(255 * value) for value in mean))
-            square.paste(images, ((size[0] - images.width) // 2, (longest - height) // 2))
-            images = square
-        return images.resize((side, side), resample)
+            square = Image.new("RGB", size, tuple(int(255 * value) for value in self.image_processor.image_mean))
+            square.paste(image, ((size[0] - image.width) // 2, (longest - height) // 2))
+            image = square
+        return image.resize((side, side), resample)
 
     # ------------------------------------------------------------------ image placeholders
 
@@ -527,11 +521,6 @@ def _moved(span: tuple[int, int], replacements: list[dict[str, Any]]) -> tuple[i
     return move(span[0]), move(span[1])
 
 
-# Arguments of a call that change pixels in ways of their own.
-_PIXELS = {
-    "do_pad", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
-    "image_mean", "image_std", "data_format", "input_data_format",
-}  # fmt: skip
 _RAMP = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, 2))  # every level once
 
 

@@ -249,7 +249,8 @@ def test_pixels_are_those_of_the_image_processor_alone(processor, size, mode):
 
 @pytest.mark.parametrize(
     "setting",
-    [{"image_mean": None, "do_normalize": False}, {"size": {"shortest_edge": 28}}]
+    [{"image_mean": None, "do_normalize": False}, {"size": {"shortest_edge": 28}}, {"do_center_crop": True}]
+    + [{"do_rescale": False}, {"do_normalize": False}]
     + [{"resample": resample} for resample in Image.Resampling],
 )
 def test_settings_of_the_image_processor_hold_whatever_they_are(processor, setting):
