@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_runs import assert_equal_weights, environment, losses
 
 
@@ -13,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 import train  # noqa: E402
 
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WITH_LIGER = """
 import sys
@@ -37,7 +38,6 @@ print("used:", *sorted(used))
 @pytest.mark.parametrize("stage", ["alignment", "instruction"])
 def test_training_with_liger_equals_training_without(recipe, tmp_path, stage):
     pytest.importorskip("liger_kernel")
-    torch.set_num_threads(1)
     train.main([recipe("plain", stage=stage, max_steps=3)])
     kernels = {"rms_norm": False, "swiglu": False}  # those that Triton cannot interpret
     with_liger = recipe("liger", stage=stage, max_steps=3, use_liger_kernel=True, liger_kernel_config=kernels)
