@@ -149,7 +149,7 @@ class ParrotLanguageExperts(nn.Module):
         return mixture
 
     def _can_slice(self) -> bool:
-        """Whether few experts are active and their weights are plain: no LoRA, not quantised, not sharded."""
+        """Whether few experts are active and their layers are plain, so that an expert's weights can be cut out of them."""
         if self.num_active == self.num_experts or torch.compiler.is_compiling():
             return False
         return all(map(is_plain_linear, filter(None, (self.gate_proj, self.up_proj, self.down_proj))))
